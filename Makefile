@@ -1,0 +1,208 @@
+# Everything is reached from here; `make help` lists it. `make run` and `make test` do all that is needed on a fresh
+# Debian 12 as root: Debian packages, a venv on /usr/bin/python3, the build. Outputs go to build/ and .venv/ only.
+
+MAKEFLAGS += --no-print-directory
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := build
+
+PYTHON  ?= /usr/bin/python3
+CC      := gcc
+CLANG   := clang-16
+FORMAT  := clang-format-16
+VENV    := .venv
+PY      := $(VENV)/bin/python
+JOBS    ?= $(shell nproc 2>/dev/null || echo 2)
+
+# What the user may say: make run FILE=path BACKEND=socket; make sim N=10000 SEED=7; make fuzz T=600
+FILE    ?=
+BACKEND ?= io_uring
+N       ?= 1000
+SEED    ?=
+T       ?= 60
+
+RUN_PACKAGES  := gcc libc6-dev pkg-config python3 python3-venv python3-dev liburing-dev libssl-dev iproute2 ethtool \
+                 util-linux
+TEST_PACKAGES := clang-16 clang-format-16 libclang-rt-16-dev
+ifeq ($(shell uname -m),x86_64)
+RUN_PACKAGES  += libipsec-mb-dev
+endif
+
+# ---- C: one list of sources, three variants (plain with gcc; ASan + UBSan and fuzzing with clang) ----
+
+SOURCES  := $(filter-out csrc/sim/main.c,$(wildcard csrc/crypto/*.c csrc/quic/*.c csrc/io/*.c csrc/worker/*.c csrc/sim/*.c)) \
+            $(wildcard csrc/stoq.c)
+HEADERS  := $(wildcard csrc/*.h csrc/*/*.h)
+TESTS    := $(wildcard tests/c/test_*.c)
+FUZZERS  := $(wildcard tests/fuzz/fuzz_*.c)
+BENCHES  := $(shell grep -ls '^int main' csrc/bench/*.c)
+BENCH_COMMON := $(filter-out $(BENCHES),$(wildcard csrc/bench/*.c))
+
+WARNINGS := -Wall -Wextra -Werror
+CPPFLAGS := -Icsrc -MMD -MP
+ifneq ($(wildcard /usr/include/intel-ipsec-mb.h /usr/local/include/intel-ipsec-mb.h),)
+CPPFLAGS += -DSTOQ_HAVE_IPSEC_MB=1
+IPSEC_MB := -lIPSec_MB
+endif
+LDLIBS   := -luring -lcrypto $(IPSEC_MB) -lm -pthread
+
+# Frame pointers and debug symbols: profilers and crash reports can be read, for under 1 % of speed. No -march=native: the
+# result runs on other machines; what needs newer instructions chooses at run time (IPsec-MB, OpenSSL).
+PLAIN_FLAGS := -std=gnu11 -O3 -g -fPIC -fno-omit-frame-pointer $(WARNINGS)
+ASAN_FLAGS  := -std=gnu11 -O1 -g -fPIC -fno-omit-frame-pointer $(WARNINGS) -fsanitize=address,undefined \
+               -fno-sanitize-recover=all
+FUZZ_FLAGS  := $(ASAN_FLAGS) -fsanitize=fuzzer-no-link -DSTOQ_FUZZING=1
+
+PLAIN_LIB := build/libstoq.a
+ASAN_LIB  := build/asan/libstoq.a
+FUZZ_LIB  := build/fuzz/libstoq.a
+
+PLAIN_TESTS := $(TESTS:tests/c/%.c=build/tests/%)
+ASAN_TESTS  := $(TESTS:tests/c/%.c=build/asan/tests/%)
+FUZZ_BINS   := $(FUZZERS:tests/fuzz/%.c=build/fuzz/%)
+BENCH_BINS  := $(BENCHES:csrc/bench/%.c=build/bench/%)
+SIM_BINS    := $(if $(wildcard csrc/sim/main.c),build/sim build/asan/sim)
+MODULE      := build/.module
+
+.PHONY: help setup packages test-packages build lib run test test-build ctest asan sim fuzz lint interop bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@echo
+	@echo "  make run FILE=path BACKEND=socket   make sim N=10000 SEED=7   make fuzz T=600"
+
+# ---- set-up ----
+
+define install_packages
+	@command -v dpkg-query >/dev/null || { echo "not Debian: please provide $(1)"; exit 0; }; \
+	missing=$$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	[ -z "$$missing" ] && exit 0; \
+	if [ "$$(id -u)" != 0 ]; then \
+	  echo "missing Debian packages:" $$missing >&2; \
+	  echo "as root: apt-get install --no-install-recommends" $$missing >&2; exit 1; fi; \
+	echo "== installing Debian packages:" $$missing; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get install -y -q --no-install-recommends $$missing || \
+	  { apt-get update -q && apt-get install -y -q --no-install-recommends $$missing; }
+endef
+
+packages:
+	$(call install_packages,$(RUN_PACKAGES))
+
+test-packages: packages
+	$(call install_packages,$(TEST_PACKAGES))
+
+build/.venv: requirements.txt | packages
+	@echo "== Python environment in $(VENV)"
+	@[ -x $(PY) ] || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@mkdir -p build && touch $@
+
+setup: build/.venv ## Debian packages (as root) and the Python environment
+
+# ---- build ----
+
+build: setup ## build the C library, the Python extension and the `stoq` command
+	@$(MAKE) -j$(JOBS) $(MODULE)
+
+lib: $(PLAIN_LIB) ## build/libstoq.a only
+
+build/obj/%.o: %.c
+	@mkdir -p $(@D)
+	@echo "   cc $<"
+	@$(CC) $(CPPFLAGS) $(PLAIN_FLAGS) -c $< -o $@
+
+build/asan/obj/%.o: %.c
+	@mkdir -p $(@D)
+	@$(CLANG) $(CPPFLAGS) $(ASAN_FLAGS) -c $< -o $@
+
+build/fuzz/obj/%.o: %.c
+	@mkdir -p $(@D)
+	@$(CLANG) $(CPPFLAGS) $(FUZZ_FLAGS) -c $< -o $@
+
+$(PLAIN_LIB): $(SOURCES:%.c=build/obj/%.o)
+	@rm -f $@ && ar rcs $@ $^
+	@echo "   ar $@"
+$(ASAN_LIB): $(SOURCES:%.c=build/asan/obj/%.o)
+	@rm -f $@ && ar rcs $@ $^
+	@echo "   ar $@"
+$(FUZZ_LIB): $(SOURCES:%.c=build/fuzz/obj/%.o)
+	@rm -f $@ && ar rcs $@ $^
+	@echo "   ar $@"
+
+$(MODULE): $(PLAIN_LIB) csrc/stoq.h csrc/tables.h dataplane/_build.py dataplane/_generate.py setup.py pyproject.toml
+	@echo "== Python extension and the stoq command"
+	@$(PY) dataplane/_generate.py
+	@STOQ_LIBRARY=$(abspath $(PLAIN_LIB)) $(PY) -m pip install --quiet --disable-pip-version-check \
+	  --no-build-isolation --no-deps --editable .
+	@touch $@
+
+build/tests/%: build/obj/tests/c/%.o $(PLAIN_LIB)
+	@mkdir -p $(@D)
+	@$(CC) -o $@ $< $(PLAIN_LIB) $(LDLIBS)
+build/asan/tests/%: build/asan/obj/tests/c/%.o $(ASAN_LIB)
+	@mkdir -p $(@D)
+	@$(CLANG) -fsanitize=address,undefined -o $@ $< $(ASAN_LIB) $(LDLIBS)
+build/fuzz/%: build/fuzz/obj/tests/fuzz/%.o $(FUZZ_LIB)
+	@$(CLANG) -fsanitize=fuzzer,address,undefined -o $@ $< $(FUZZ_LIB) $(LDLIBS)
+build/sim: build/obj/csrc/sim/main.o $(PLAIN_LIB)
+	@$(CC) -o $@ $< $(PLAIN_LIB) $(LDLIBS)
+build/asan/sim: build/asan/obj/csrc/sim/main.o $(ASAN_LIB)
+	@$(CLANG) -fsanitize=address,undefined -o $@ $< $(ASAN_LIB) $(LDLIBS)
+build/bench/%: build/obj/csrc/bench/%.o $(BENCH_COMMON:%.c=build/obj/%.o) $(PLAIN_LIB)
+	@mkdir -p $(@D)
+	@$(CC) -o $@ $^ $(LDLIBS)
+
+.SECONDARY:
+-include $(shell find build -name '*.d' 2>/dev/null)
+
+# ---- use ----
+
+run: build ## the main job: a file over mutually authenticated STOQ between two network namespaces (FILE=, BACKEND=)
+	@$(VENV)/bin/stoq run --backend $(BACKEND) $(if $(FILE),"$(FILE)")
+
+test-build: build test-packages
+	@echo "== C tests, simulation, fuzzers: plain and with ASan + UBSan"
+	@$(MAKE) -j$(JOBS) $(PLAIN_TESTS) $(ASAN_TESTS) $(FUZZ_BINS) $(SIM_BINS) $(BENCH_BINS)
+
+test: test-build lint ## everything: lint, C tests (also under ASan + UBSan), simulation, fuzzing in short, Python, interop
+	@$(PY) -m tests.peers.install
+	@$(PY) -m pytest
+
+ctest: test-build ## the C tests only
+	@for t in $(PLAIN_TESTS); do echo "== $$t"; $$t; done
+
+asan: test-build ## the C tests under ASan + UBSan only
+	@for t in $(ASAN_TESTS); do echo "== $$t"; $$t; done
+
+sim: ## N simulated whole connections on the virtual clock (N=1000, SEED=)
+	@$(MAKE) build >/dev/null && $(MAKE) -j$(JOBS) build/sim
+	@build/sim -n $(N) $(if $(SEED),-s $(SEED))
+
+fuzz: test-build ## every fuzzer for T seconds (T=60)
+	@for f in $(FUZZ_BINS); do \
+	  corpus=build/corpus/$$(basename $$f); seeds=tests/fuzz/corpus/$$(basename $$f); \
+	  mkdir -p $$corpus; echo "== $$f for $(T) s"; \
+	  $$f -max_total_time=$(T) -print_final_stats=1 $$corpus $$([ -d $$seeds ] && echo $$seeds); done
+
+interop: build ## strangers, both directions: writes docs/INTEROP.md
+	@$(PY) -m tests.peers.install
+	@$(PY) -m tests.interop
+
+bench: build ## throughput, handshakes, latency beside their yardsticks
+	@$(MAKE) -j$(JOBS) $(BENCH_BINS)
+	@for what in throughput handshake latency; do $(VENV)/bin/stoq bench $$what; done
+
+C_FILES := $(SOURCES) $(wildcard csrc/sim/main.c) $(BENCHES) $(BENCH_COMMON) $(TESTS) $(FUZZERS)
+lint: build test-packages ## ruff, mypy --strict, clang-format, warnings as errors with gcc and clang, file sizes
+	@echo "== lint"
+	@$(VENV)/bin/ruff check --quiet .
+	@$(VENV)/bin/mypy --no-error-summary
+	@$(FORMAT) --dry-run -Werror $(C_FILES) $(HEADERS) $(wildcard tests/c/*.h tests/fuzz/*.h)
+	@printf '%s\n' $(C_FILES) | xargs -P$(JOBS) -I{} $(CC) -Icsrc $(filter -D%,$(CPPFLAGS)) -std=gnu11 -O2 $(WARNINGS) -o /dev/null -c {}
+	@printf '%s\n' $(C_FILES) | xargs -P$(JOBS) -I{} $(CLANG) -Icsrc $(filter -D%,$(CPPFLAGS)) -std=gnu11 -O2 $(WARNINGS) -o /dev/null -c {}
+	@long=$$(git ls-files --cached --others --exclude-standard | grep -vE '^(LICENSE|docs/)' | xargs wc -l | \
+	  awk '$$1 > 800 && $$2 != "total"'); [ -z "$$long" ] || { echo "over 800 lines:"; echo "$$long"; exit 1; }
+
+clean: ## remove build/, the extension and caches (the venv stays)
+	@rm -rf build dataplane/_stoq.c dataplane/_stoq*.so dataplane/tables.py *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""The control plane: TLS handshakes, and the `stoq` command."""

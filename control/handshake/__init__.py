@@ -1,0 +1,20 @@
+"""The TLS 1.3 handshake of STOQ: `aioquic.tls.Context` behind the data plane's handshake seam.
+
+credentials = load_credentials(Path("node-a.pem"), Path("node-a.key"))
+trust = load_trust(Path("ca.pem"))
+factory = TlsFactory(HandshakeConfig(credentials=credentials, trust=trust))
+"""
+
+from control.handshake.credentials import Credentials, Trust, load_credentials, load_trust
+from control.handshake.policy import HandshakeConfig, Profile
+from control.handshake.session import TlsFactory
+
+__all__ = [
+    "Credentials",
+    "HandshakeConfig",
+    "Profile",
+    "TlsFactory",
+    "Trust",
+    "load_credentials",
+    "load_trust",
+]

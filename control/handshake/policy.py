@@ -1,0 +1,84 @@
+"""What is asked of a peer, by application protocol (ALPN).
+
+`stoq/1` is always mutual. `perf` and `hq-interop` exist for measuring and for strangers: they belong to the
+test profile, which has to be named to get them, and there no client certificate is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from aioquic.tls import CipherSuite
+
+from control.handshake.credentials import Credentials, Trust
+from dataplane.errors import ConfigError
+
+ALPN_STOQ = "stoq/1"
+ALPN_PERF = "perf"
+ALPN_HQ = "hq-interop"
+
+
+class Profile(Enum):
+    """`TEST` permits `perf` and `hq-interop`, and a client that does not verify the server."""
+
+    NORMAL = "normal"
+    TEST = "test"
+
+
+@dataclass(frozen=True, slots=True)
+class AlpnPolicy:
+    """One protocol: `mutual` demands certificates of both sides; `test_only` needs the test profile."""
+
+    mutual: bool
+    test_only: bool
+
+
+ALPN_POLICIES: dict[str, AlpnPolicy] = {
+    ALPN_STOQ: AlpnPolicy(mutual=True, test_only=False),
+    ALPN_PERF: AlpnPolicy(mutual=False, test_only=True),
+    ALPN_HQ: AlpnPolicy(mutual=False, test_only=True),
+}
+
+# Names of the command line; best first is the default. AES-128-GCM is the fastest on CPUs with AES
+# instructions.
+CIPHERS: dict[str, CipherSuite] = {
+    "aes128": CipherSuite.AES_128_GCM_SHA256,
+    "aes256": CipherSuite.AES_256_GCM_SHA384,
+    "chacha20": CipherSuite.CHACHA20_POLY1305_SHA256,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeConfig:
+    """How handshakes are made. Raises ConfigError for a combination that the profile does not permit."""
+
+    credentials: Credentials | None = None
+    trust: Trust | None = None
+    alpns: tuple[str, ...] = (ALPN_STOQ,)
+    profile: Profile = Profile.NORMAL
+    ciphers: tuple[str, ...] = tuple(CIPHERS)
+    insecure: bool = False  # Client: take any server certificate; test profile only.
+
+    def __post_init__(self) -> None:
+        if not self.alpns:
+            raise ConfigError("no application protocol is named")
+        for alpn in self.alpns:
+            policy = ALPN_POLICIES.get(alpn)
+            if policy is None:
+                raise ConfigError(
+                    f"unknown application protocol {alpn!r}: use one of {', '.join(ALPN_POLICIES)}"
+                )
+            if policy.test_only and self.profile is not Profile.TEST:
+                raise ConfigError(f"{alpn} belongs to the test profile: name it with --profile test")
+            if policy.mutual and self.insecure:
+                raise ConfigError(f"{alpn} is always mutually authenticated: --insecure is not possible")
+            if policy.mutual and self.trust is None:
+                raise ConfigError(f"{alpn} is always mutually authenticated: name the CA with --ca")
+        if self.insecure and self.profile is not Profile.TEST:
+            raise ConfigError("--insecure belongs to the test profile: name it with --profile test")
+        unknown = [name for name in self.ciphers if name not in CIPHERS]
+        if unknown or not self.ciphers:
+            raise ConfigError(
+                f"unknown cipher {', '.join(unknown) or '(none)'}: use one of {', '.join(CIPHERS)}"
+            )

@@ -1,0 +1,152 @@
+"""Options that several commands share, and their way into a data plane configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from control.handshake import HandshakeConfig, Profile, TlsFactory, load_credentials, load_trust
+from control.handshake.policy import CIPHERS
+from dataplane import STOQ_PORT, Address, Config, ConfigError, Datapath, parse_address
+from dataplane.config import BACKENDS, CRYPTO_PROVIDERS
+from dataplane.datapath import FailureCallback
+from dataplane.tables import CongestionController
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FILE = click.Path(path_type=Path)
+
+
+@dataclass(slots=True)
+class NodeOptions:
+    """What the shared options said."""
+
+    cert: Path | None = None
+    key: Path | None = None
+    ca: Path | None = None
+    backend: str = BACKENDS[0]
+    crypto: str = "auto"
+    core: tuple[int, ...] = ()
+    cipher: str | None = None
+    congestion: str = CongestionController.CUBIC.key
+    busy_poll: bool = False
+    no_gso: bool = False
+    no_gro: bool = False
+    no_pacing: bool = False
+    idle_timeout: float = 0.0
+    max_datagram: int = 0
+    retry: bool = False
+    profile: str = Profile.NORMAL.value
+    insecure: bool = False
+
+    def handshakes(self, alpns: tuple[str, ...]) -> TlsFactory:
+        """The TLS side. Raises CredentialsError or ConfigError."""
+        if (self.cert is None) != (self.key is None):
+            raise ConfigError("--cert and --key belong together: name both")
+        credentials = load_credentials(self.cert, self.key) if self.cert and self.key else None
+        return TlsFactory(
+            HandshakeConfig(
+                credentials=credentials,
+                trust=load_trust(self.ca) if self.ca else None,
+                alpns=alpns,
+                profile=Profile(self.profile),
+                ciphers=(self.cipher,) if self.cipher else tuple(CIPHERS),
+                insecure=self.insecure,
+            )
+        )
+
+    def config(self, *, listen: str | None = None, **more: Any) -> Config:
+        """The data plane's configuration; with `listen` a server's. Raises AddressError or ConfigError."""
+        bind = parse_address(listen, STOQ_PORT) if listen is not None else Address("::", 0)
+        return Config(
+            server=listen is not None,
+            bind=bind,
+            cores=self.core or (-1,),
+            backend=self.backend,
+            crypto=self.crypto,
+            busy_poll=self.busy_poll,
+            no_gso=self.no_gso,
+            no_gro=self.no_gro,
+            no_pacing=self.no_pacing,
+            congestion=next(c for c in CongestionController if c.key == self.congestion),
+            idle_timeout=self.idle_timeout,
+            max_datagram=self.max_datagram,
+            retry_always=self.retry,
+            test_profile=self.profile == Profile.TEST.value,
+            **more,
+        )
+
+    def datapath(
+        self,
+        alpns: tuple[str, ...],
+        *,
+        listen: str | None = None,
+        on_failure: FailureCallback | None = None,
+        **more: Any,
+    ) -> Datapath:
+        """A datapath, not yet open. A server without a certificate is refused here."""
+        config = self.config(listen=listen, **more)
+        handshakes = self.handshakes(alpns)
+        if listen is not None and handshakes.config.credentials is None:
+            raise ConfigError("a server needs --cert and --key (make some with `stoq dev-certs DIR`)")
+        return Datapath(config, handshakes, on_failure=on_failure)
+
+
+_NODE = [
+    click.option("--cert", type=FILE, help="Our certificate chain, PEM, leaf first."),
+    click.option("--key", type=FILE, help="Our private key, PEM."),
+    click.option("--ca", type=FILE, help="Certificate authorities we trust, PEM."),
+    click.option(
+        "--backend", type=click.Choice(BACKENDS), default=BACKENDS[0], show_default=True, help="Packet I/O."
+    ),
+    click.option("--crypto", type=click.Choice(CRYPTO_PROVIDERS), default="auto", show_default=True),
+    click.option("--core", type=int, multiple=True, help="Pin a worker to this core; once for each worker."),
+    click.option("--cipher", type=click.Choice(tuple(CIPHERS)), help="Offer only this cipher."),
+    click.option(
+        "--congestion",
+        type=click.Choice([c.key for c in CongestionController]),
+        default=CongestionController.CUBIC.key,
+        show_default=True,
+    ),
+    click.option("--busy-poll", is_flag=True, help="Never sleep: lowest latency, one core each worker."),
+    click.option("--no-gso", is_flag=True, help="No segmentation offload on sending."),
+    click.option("--no-gro", is_flag=True, help="No receive coalescing."),
+    click.option("--no-pacing", is_flag=True, help="Send bursts as the congestion window permits."),
+    click.option(
+        "--idle-timeout", type=click.FloatRange(0), default=0.0, help="Seconds; 0: the engine's default, 30."
+    ),
+    click.option("--max-datagram", type=int, default=0, help="Largest UDP payload tried, bytes; 0: 1452."),
+]
+
+
+def node_options(function: F) -> F:
+    """Add the shared options; the command gets them as keyword arguments for NodeOptions."""
+    for option in reversed(_NODE):
+        function = option(function)
+    return function
+
+
+def listen_option(default: str) -> Callable[[F], F]:
+    """--listen."""
+    return click.option(
+        "--listen",
+        default=default,
+        show_default=True,
+        metavar="[ADDR]:PORT",
+        help="IPv6 address and UDP port.",
+    )
+
+
+def profile_option(function: F) -> F:
+    """--profile."""
+    return click.option(
+        "--profile",
+        type=click.Choice([p.value for p in Profile]),
+        default=Profile.NORMAL.value,
+        show_default=True,
+        help="`test` permits `perf` and `hq-interop`.",
+    )(function)

@@ -1,0 +1,446 @@
+/* A connection's state, private to csrc/quic. Each file below owns one concern and its functions:
+ *
+ *   conn.c         life cycle: create, TLS seam, close, drain, release            RFC 9000 sections 5, 7, 10
+ *   conn_recv.c    packets: header protection, AEAD, packet numbers, key phases   RFC 9001 sections 5, 6
+ *   conn_frames.c  what each received frame does                                  RFC 9000 section 19
+ *   conn_send.c    datagrams and trains: which packets, in what order             RFC 9000 sections 12, 14
+ *   conn_write.c   what goes into a packet                                        RFC 9000 section 13
+ *   conn_ack.c     what an acknowledged or a lost frame means                     RFC 9000 section 13.3
+ *   recovery.c     RTT, loss detection, PTO, congestion, pacing                   RFC 9002
+ *   conn_streams.c stream table, limits and flow control                          RFC 9000 sections 2 to 4
+ *   conn_cids.c    connection ids, both directions                                RFC 9000 section 5.1
+ *   conn_paths.c   path validation, migration, anti-amplification, path MTU       RFC 9000 sections 8, 9, 14
+ *   conn_events.c  what the reader is told
+ *   conn_timer.c   one deadline out of many
+ *
+ *                  accepted / connect                 handshake_complete        HANDSHAKE_DONE
+ *        ──────────▶ HANDSHAKE ──────────────────────▶ CONNECTED ─────────────▶ (confirmed)
+ *                        │ close(), error                  │
+ *                        ├──────────────────────▶ CLOSING ◀┤      3 PTO
+ *                        │ peer's close, reset             ├────────────────────▶ DEAD ──(CLOSED read)──▶
+ * freed └──────────────────────▶ DRAINING ┘ idle timeout ─────────────────────────────▶ DEAD
+ */
+#ifndef STOQ_QUIC_CONN_H
+#define STOQ_QUIC_CONN_H
+
+#include "cc.h"
+#include "frame.h"
+#include "map.h"
+#include "params.h"
+#include "quic.h"
+#include "space.h"
+#include "stream.h"
+#include "token.h"
+
+#define QUIC_MS UINT64_C(1000000)
+#define QUIC_S  UINT64_C(1000000000)
+
+#define QUIC_GRANULARITY_NS         QUIC_MS /* RFC 9002 section 6.1.2: kGranularity. */
+#define QUIC_PACKET_THRESHOLD       3u      /* RFC 9002 section 6.1.1: kPacketThreshold. */
+#define QUIC_MAX_ACK_DELAY_EXPONENT 3u      /* The RFC's default; what we send, and 20 at most from a peer. */
+#define QUIC_LOCAL_CIDS                                                                                      \
+    4u                    /* Ids we keep issued: one in use, one for each path under validation, one spare. */
+#define QUIC_PEER_CIDS 4u /* active_connection_id_limit we advertise. */
+#define QUIC_RETIRE_QUEUE                                                                                    \
+    16u /* RETIRE_CONNECTION_ID owed at most; RFC 9000 section 5.1.2 wants at least 2 * limit. */
+#define QUIC_PATHS           3u  /* The active one, the one before it, one under validation. */
+#define QUIC_PENDING_PACKETS 32u /* Packets kept until their keys arrive: three initial windows of a peer.   \
+                                  */
+#define QUIC_STREAM_BUCKETS 16u  /* To begin with; doubles. */
+#define QUIC_DATAGRAM_QUEUE                                                                                  \
+    64u /* DATAGRAM frames waiting, each direction; more are dropped and counted (RFC 9221 section 5). */
+#define QUIC_STREAM_QUANTUM                                                                                  \
+    16384u /* Bytes a stream sends before the next has its turn: a dozen packets keep trains dense. */
+#define QUIC_MTU_PROBES 3u /* RFC 8899: MAX_PROBES. */
+
+enum quic_conn_state {
+    QUIC_CONN_HANDSHAKE,
+    QUIC_CONN_CONNECTED,
+    QUIC_CONN_CLOSING,
+    QUIC_CONN_DRAINING,
+    QUIC_CONN_DEAD
+};
+
+/* Frames the connection owes. */
+#define QUIC_OWES_HANDSHAKE_DONE   0x0001u
+#define QUIC_OWES_CONN_MAX_DATA    0x0002u
+#define QUIC_OWES_MAX_STREAMS_BIDI 0x0004u
+#define QUIC_OWES_MAX_STREAMS_UNI  0x0008u
+#define QUIC_OWES_CONN_BLOCKED     0x0010u
+#define QUIC_OWES_NEW_TOKEN        0x0020u
+#define QUIC_OWES_NEW_CID          0x0040u
+#define QUIC_OWES_RETIRE           0x0080u
+#define QUIC_OWES_PING             0x0100u
+
+struct quic_local_cid {
+    uint64_t sequence;
+    struct quic_cid cid;
+    bool used; /* Slot in use. */
+    bool owed; /* NEW_CONNECTION_ID to be sent. */
+};
+
+struct quic_peer_cid {
+    uint64_t sequence;
+    struct quic_cid cid;
+    uint8_t reset_token[QUIC_RESET_TOKEN_BYTES];
+    bool used, has_token, in_use; /* in_use: some path sends with it. */
+};
+
+enum quic_ecn_state { QUIC_ECN_TESTING, QUIC_ECN_CAPABLE, QUIC_ECN_FAILED };
+
+struct quic_path {
+    struct quic_addr peer, local;
+    bool used, validated;
+    uint8_t peer_cid;        /* Index into peer_cids. */
+    uint64_t received, sent; /* Bytes, for the 3 * limit while not validated. */
+    /* Validation (RFC 9000 section 8.2). */
+    bool challenge_owed, response_owed, validating;
+    uint8_t challenge[8], response[8];
+    uint64_t challenge_sent_ns, challenge_deadline_ns, challenge_first_ns;
+    uint32_t challenge_tries;
+    bool migrate; /* Became active by the peer's move; falls back if validation fails. */
+};
+
+/* RTT, congestion and pacing of the active path. */
+struct quic_recovery {
+    uint64_t rtt_latest_ns, rtt_min_ns, rtt_smoothed_ns, rtt_var_ns;
+    uint64_t first_sample_ns; /* When the first RTT sample was taken; 0: none. */
+    uint32_t pto_count;
+    uint64_t bytes_in_flight;
+    struct quic_cc cc;
+    /* Pacing: a bucket of bytes. */
+    uint64_t pace_tokens, pace_updated_ns, pace_next_ns;
+    bool app_limited;
+    /* ECN (RFC 9000 section 13.4.2). */
+    enum quic_ecn_state ecn;
+    uint32_t ecn_sent, ecn_lost, ecn_acked;
+};
+
+struct quic_mtu {
+    uint16_t current;  /* UDP payload bytes of a full packet. */
+    uint16_t probe;    /* Size being probed; 0: none in flight. */
+    uint8_t candidate; /* Index of the next size to try. */
+    uint8_t tries;
+    uint8_t black_hole; /* Full-size packets lost since one was acknowledged that was sent after them. */
+    bool done;
+    uint64_t again_ns;
+    uint64_t full_acked_pn; /* Newest full-size packet acknowledged. */
+};
+
+/* A packet that waits for keys. */
+struct quic_pending {
+    uint8_t *data; /* From host->alloc, len bytes */
+    uint32_t len;
+    uint8_t ecn;
+    uint8_t level;
+    struct quic_addr peer, local;
+};
+
+struct quic_datagram {
+    uint8_t *data;
+    uint32_t len;
+};
+
+struct quic_datagram_queue {
+    struct quic_datagram v[QUIC_DATAGRAM_QUEUE];
+    uint32_t head, tail;
+};
+
+/* Streams of one kind (initiator and direction). */
+struct quic_stream_kind {
+    uint64_t opened; /* Streams opened so far: the next id's index. */
+    uint64_t limit;  /* Ours: what the peer allows us. The peer's: what we advertised. */
+    uint64_t closed; /* The peer's kinds: fully closed, to be replaced in the limit. */
+    uint64_t told;   /* Our kinds: limit in the last STREAMS_AVAILABLE event. */
+};
+
+struct quic_conn {
+    /* Hot. */
+    struct quic_endpoint *ep;
+    enum quic_conn_state state;
+    bool server, confirmed, handshake_done, peer_params_set, peer_moved_checked, detached;
+    bool in_send_list, in_event_list;
+    uint8_t active_path;
+    struct quic_conn *send_prev, *send_next, *event_prev, *event_next;
+    uint32_t owes;
+    uint64_t handle;
+    void *user;
+    struct quic_timer timer;
+    struct quic_recovery recovery;
+    struct quic_mtu mtu;
+
+    /* 1-RTT keys (RFC 9001 section 6). */
+    uint8_t key_phase, recv_phase;   /* 0 or 1: of what we send, of what the peer sends. */
+    uint64_t phase_first_sent_pn;    /* First number sealed with the present key. */
+    uint64_t phase_first_recv_pn;    /* Lowest number opened with the present key; QUIC_NO_PN: none yet. */
+    uint64_t previous_keys_until_ns; /* 0: none kept. */
+    bool key_update_wanted;
+    uint64_t key_updates, aead_failures;
+
+    /* Flow control of the connection (RFC 9000 section 4). */
+    uint64_t send_max, send_total; /* Peer's MAX_DATA; new stream bytes sent. */
+    uint64_t recv_max, recv_total, recv_consumed, recv_window, recv_window_moved_ns;
+    uint64_t blocked_at;
+
+    /* Streams. */
+    struct quic_stream **buckets;
+    uint32_t bucket_mask, stream_count;
+    struct quic_stream *last_stream;  /* The one looked up last: nearly always the next. */
+    struct quic_stream *data_streams; /* Ring of streams with data to send. */
+    struct quic_stream *owe_first, *owe_last, *tell_first, *tell_last;
+    struct quic_stream_kind kinds[4]; /* By the two low bits of the stream id. */
+
+    struct quic_path paths[QUIC_PATHS];
+    struct quic_peer_cid peer_cids[QUIC_PEER_CIDS];
+    struct quic_local_cid local_cids[QUIC_LOCAL_CIDS];
+    struct quic_space spaces[QUIC_SPACE_COUNT];
+
+    /* Colder. */
+    uint64_t next_local_sequence, retire_prior_to, local_cid_limit;
+    uint64_t retire_queue[QUIC_RETIRE_QUEUE];
+    uint32_t retire_head, retire_tail;
+    uint32_t version;
+    struct quic_cid original_dcid, initial_scid, retry_scid; /* Ours to check or to announce (section 7.3). */
+    struct quic_cid peer_scid; /* Client: the source id of the server's first packet. */
+    bool peer_scid_set, retried, version_negotiated, odcid_mapped, saw_packet, saw_cid_of_ours;
+    struct quic_params local_params, peer_params;
+    uint8_t *token; /* Client: sent in Initials. */
+    uint32_t token_len;
+    uint64_t created_ns, connected_ns, last_received_ns, idle_timeout_ns, idle_deadline_ns, close_deadline_ns;
+    bool eliciting_since_receive;
+    struct quic_pending pending[QUIC_PENDING_PACKETS];
+    uint32_t pending_count;
+    bool pending_ready; /* New keys came: try the waiting packets again. */
+    struct quic_datagram_queue *datagrams_out, *datagrams_in; /* Allocated at first use. */
+
+    /* Closing. */
+    bool close_app, close_remote, close_owed, closed_told, told_connection, told_connected;
+    uint8_t close_flags; /* QUIC_EVENT_IDLE and the like. */
+    uint64_t close_code, close_frame_type;
+    uint32_t close_packets; /* Received while closing: answers get rarer. */
+    char close_reason[QUIC_MAX_REASON_BYTES];
+    uint32_t close_reason_len;
+    uint64_t odcid_key; /* Server: where it stands in ep->odcids. */
+    bool refuse_token;
+    uint64_t told_key_updates;
+    bool path_changed;
+
+    struct quic_conn_stats stats;
+};
+
+/* The endpoint's lists and tables, for the connection's files. */
+struct quic_endpoint {
+    struct quic_config config;
+    struct quic_host host;
+    uint64_t *counters, *drops;
+    struct quic_map cids;   /* Our ids as 64-bit numbers -> connection. */
+    struct quic_map odcids; /* SipHash of a client's first destination id and address -> connection. */
+    struct quic_map resets; /* SipHash of a peer's stateless reset token -> connection. */
+    uint8_t sip_key[16];
+    struct quic_conn **slots; /* By the low half of the handle. */
+    uint32_t slot_count, free_slot_hint, connections, handshaking;
+    uint32_t generation;
+    struct quic_conn *send_first, *send_last, *event_first, *event_last;
+    struct quic_conn *cached; /* The connection of the last datagram. */
+    uint64_t cached_cid;
+    struct quic_token_sealer *sealer;
+    uint8_t crypto_scratch[QUIC_SMALL_CHUNK_BYTES]; /* Data of the event last read. */
+    struct quic_stateless *stateless;               /* Ring of small packets that belong to no connection. */
+    uint32_t stateless_head, stateless_tail;
+    uint64_t stateless_tokens, stateless_updated_ns;
+};
+
+static inline void quic_count(struct quic_conn *conn, enum stoq_counter counter, uint64_t n) {
+    conn->ep->counters[counter] += n;
+}
+
+static inline void quic_drop(struct quic_endpoint *ep, enum stoq_drop_reason reason) {
+    ep->drops[reason]++;
+}
+
+static inline const struct quic_host *quic_host_of(const struct quic_conn *conn) {
+    return &conn->ep->host;
+}
+static inline struct quic_path *quic_active_path(struct quic_conn *conn) {
+    return &conn->paths[conn->active_path];
+}
+static inline bool quic_is_open(const struct quic_conn *conn) {
+    return conn->state <= QUIC_CONN_CONNECTED;
+}
+static inline struct quic_space *quic_app(struct quic_conn *conn) {
+    return &conn->spaces[QUIC_SPACE_APP];
+}
+
+static inline uint64_t quic_min(uint64_t a, uint64_t b) {
+    return a < b ? a : b;
+}
+static inline uint64_t quic_max(uint64_t a, uint64_t b) {
+    return a > b ? a : b;
+}
+
+static inline enum quic_space_id quic_space_of_level(enum quic_level level) {
+    return level == QUIC_INITIAL     ? QUIC_SPACE_INITIAL
+           : level == QUIC_HANDSHAKE ? QUIC_SPACE_HANDSHAKE
+                                     : QUIC_SPACE_APP;
+}
+
+/* endpoint.c: put the connection where its packets or events are looked for. */
+void quic_schedule_send(struct quic_conn *conn);
+void quic_schedule_event(struct quic_conn *conn);
+void quic_unschedule(struct quic_conn *conn);
+bool quic_endpoint_adopt(struct quic_endpoint *ep,
+                         struct quic_conn *conn);  /* Gives it a slot and a handle. */
+void quic_endpoint_forget(struct quic_conn *conn); /* Out of all tables; frees the slot. */
+
+/* conn.c */
+struct quic_conn *quic_conn_create(struct quic_endpoint *ep, uint64_t now, bool server,
+                                   const struct quic_addr *peer, const struct quic_addr *local);
+void quic_conn_free(struct quic_conn *conn);
+/* A violation by the peer or trouble of ours: close with a transport error. `why` is a constant text. */
+void quic_conn_fail(struct quic_conn *conn, uint64_t now, uint64_t error, uint64_t frame_type,
+                    const char *why);
+/* The peer is gone (its CONNECTION_CLOSE, stateless reset, idle timeout): no more sending. */
+void quic_conn_end(struct quic_conn *conn, uint64_t now, enum quic_conn_state state, uint8_t flags, bool app,
+                   uint64_t code, uint64_t frame_type, const char *reason, size_t reason_len);
+void quic_conn_discard_space(struct quic_conn *conn, enum quic_space_id id);
+void quic_conn_confirm(struct quic_conn *conn, uint64_t now);
+void quic_conn_maybe_free(struct quic_conn *conn);
+
+/* conn_recv.c */
+struct quic_packet_info {
+    uint64_t now;
+    const struct quic_addr *peer, *local;
+    uint8_t ecn;
+    uint32_t datagram_bytes;
+};
+/* One long- or short-header packet; `header` points into writable memory. */
+void quic_conn_receive(struct quic_conn *conn, const struct quic_packet_info *info,
+                       struct quic_header *header);
+/* Short-header packets of one train: `n` <= CRYPTO_HP_BATCH datagrams of `segment` bytes (the last may be
+ * shorter). */
+void quic_conn_receive_train(struct quic_conn *conn, const struct quic_packet_info *info, uint8_t *data,
+                             size_t len, size_t segment);
+void quic_conn_retry_pending(struct quic_conn *conn, uint64_t now);
+/* Bytes came from this address, whatever they are: they count for anti-amplification (section 8.1). */
+void quic_conn_bytes_received(struct quic_conn *conn, const struct quic_packet_info *info);
+void quic_conn_retry_received(struct quic_conn *conn, uint64_t now, const struct quic_header *header);
+void quic_conn_stateless_reset(struct quic_conn *conn, uint64_t now);
+void quic_conn_version_negotiation(struct quic_conn *conn, uint64_t now, const struct quic_header *header);
+
+/* conn_frames.c: 0, a transport error, or QUIC_NOT_NOW when memory was short: the packet counts as not
+ * received. */
+#define QUIC_NOT_NOW (-1)
+struct quic_frames_result {
+    const uint8_t *dcid; /* In: our id that a 1-RTT packet was sent to. */
+    bool eliciting, non_probing;
+    uint64_t frame_type; /* Of the frame in error. */
+    const char *why;
+};
+int quic_conn_frames(struct quic_conn *conn, const struct quic_packet_info *info, enum quic_packet_type type,
+                     const uint8_t *payload, size_t len, uint8_t path, struct quic_frames_result *result);
+
+/* conn_ack.c */
+int quic_conn_on_ack(struct quic_conn *conn, uint64_t now, enum quic_space_id id,
+                     const struct quic_frame *ack, const char **why);
+void quic_conn_frames_lost(struct quic_conn *conn, enum quic_space_id id, const struct quic_sent_packet *p);
+
+/* recovery.c */
+void quic_recovery_init(struct quic_conn *conn);
+void quic_recovery_rtt(struct quic_conn *conn, uint64_t now, uint64_t sample_ns, uint64_t ack_delay_ns);
+uint64_t quic_recovery_pto(const struct quic_conn *conn, enum quic_space_id id); /* Without back-off. */
+void quic_recovery_detect_loss(struct quic_conn *conn, uint64_t now, enum quic_space_id id);
+/* The deadline of loss detection or PTO; QUIC_NEVER. */
+uint64_t quic_recovery_deadline(const struct quic_conn *conn, enum quic_space_id *which, bool *is_loss);
+void quic_recovery_on_timer(struct quic_conn *conn, uint64_t now);
+void quic_recovery_sent(struct quic_conn *conn, uint64_t now, enum quic_space_id id,
+                        struct quic_sent_packet *p);
+/* A packet leaves the flight without being acknowledged or lost (its space is discarded). */
+void quic_recovery_remove_space(struct quic_conn *conn, enum quic_space_id id);
+void quic_recovery_new_path(struct quic_conn *conn, bool same_ip);
+/* Bytes congestion control and pacing allow now; sets pace_next_ns when pacing is what stops. */
+uint64_t quic_recovery_allowance(struct quic_conn *conn, uint64_t now);
+void quic_recovery_ecn(struct quic_conn *conn, uint64_t now, struct quic_space *space,
+                       const struct quic_frame *ack, uint64_t newly_acked_ect, uint64_t largest_sent_ns);
+
+/* conn_write.c */
+struct quic_packet_builder {
+    struct quic_conn *conn;
+    uint64_t now;
+    enum quic_space_id id;
+    uint64_t pn;
+    uint8_t *start;   /* First byte of the packet. */
+    uint8_t *payload; /* First byte after the packet number. */
+    uint8_t *p;       /* Where the next frame goes. */
+    uint8_t *end;     /* Frames end here: the tag still fits after. */
+    uint32_t pn_offset;
+    bool eliciting, padded, mtu_probe;
+    uint32_t frames_mark; /* Log position of the packet's first record. */
+};
+#define QUIC_PACKET_FRAMES                                                                                   \
+    64u /* Records a packet may have: enough for any full packet that is not made of crumbs. */
+/* Frames of every kind, in order of urgency; with `only_ack` no other frame (congestion control does not
+ * allow it). */
+void quic_write_frames(struct quic_packet_builder *b, bool only_ack);
+/* Would quic_write_frames write anything? */
+bool quic_write_pending(struct quic_conn *conn, uint64_t now, enum quic_space_id id, bool only_ack);
+
+/* conn_send.c */
+bool quic_conn_transmit(struct quic_conn *conn, uint64_t now, struct quic_tx *tx);
+
+/* conn_streams.c */
+struct quic_stream *quic_stream_find(struct quic_conn *conn, uint64_t id);
+/* For a frame from the peer: opens its streams implicitly. NULL with *error 0: closed already, ignore the
+ * frame. */
+struct quic_stream *quic_stream_for_frame(struct quic_conn *conn, uint64_t id, bool sending_part, int *error);
+void quic_stream_schedule(struct quic_conn *conn, struct quic_stream *s); /* It may have data to send. */
+void quic_stream_unschedule(struct quic_conn *conn, struct quic_stream *s);
+void quic_stream_owe(struct quic_conn *conn, struct quic_stream *s, uint8_t what);
+void quic_stream_tell(struct quic_conn *conn, struct quic_stream *s, uint8_t what);
+void quic_stream_maybe_close(struct quic_conn *conn, struct quic_stream *s);
+void quic_streams_release(struct quic_conn *conn);
+void quic_streams_apply_peer_limits(struct quic_conn *conn);
+int quic_stream_on_data(struct quic_conn *conn, const struct quic_frame *f, const char **why);
+int quic_stream_on_reset(struct quic_conn *conn, const struct quic_frame *f, const char **why);
+int quic_stream_on_stop(struct quic_conn *conn, const struct quic_frame *f, const char **why);
+int quic_stream_on_max_data(struct quic_conn *conn, const struct quic_frame *f, const char **why);
+void quic_conn_credit(struct quic_conn *conn, uint64_t now, uint64_t bytes);
+
+/* conn_cids.c */
+bool quic_cids_init(struct quic_conn *conn);
+struct quic_local_cid *quic_local_cid_first(struct quic_conn *conn);
+void quic_cids_issue(struct quic_conn *conn);
+int quic_cids_on_new(struct quic_conn *conn, const struct quic_frame *f, const char **why);
+int quic_cids_on_retire(struct quic_conn *conn, const struct quic_frame *f, const uint8_t *dcid,
+                        const char **why);
+void quic_cids_set_peer(struct quic_conn *conn,
+                        const struct quic_cid *cid); /* Sequence 0, during the handshake. */
+void quic_cids_set_reset_token(struct quic_conn *conn, const uint8_t token[QUIC_RESET_TOKEN_BYTES]);
+/* A peer id no path uses, for a new path; -1: none. */
+int quic_cids_take_unused(struct quic_conn *conn);
+void quic_cids_retire_peer(struct quic_conn *conn, uint8_t index);
+void quic_cids_release(struct quic_conn *conn);
+void quic_reset_token(const struct quic_endpoint *ep, const struct quic_cid *cid,
+                      uint8_t out[QUIC_RESET_TOKEN_BYTES]);
+
+/* conn_paths.c */
+/* The path these addresses belong to; makes one when the peer has moved. -1: refuse the packet (reason
+ * counted). */
+int quic_path_for(struct quic_conn *conn, const struct quic_packet_info *info);
+void quic_path_on_packet(struct quic_conn *conn, const struct quic_packet_info *info, uint8_t path,
+                         bool non_probing, bool newest);
+void quic_path_on_challenge(struct quic_conn *conn, uint8_t path, const uint8_t data[8]);
+void quic_path_on_response(struct quic_conn *conn, uint64_t now, const uint8_t data[8]);
+void quic_path_validate(struct quic_conn *conn, uint64_t now, uint8_t path);
+void quic_path_on_timer(struct quic_conn *conn, uint64_t now);
+uint64_t quic_path_deadline(const struct quic_conn *conn);
+/* Bytes that anti-amplification still allows on this path. */
+uint64_t quic_path_allowance(const struct quic_path *path);
+bool quic_mtu_probe_due(struct quic_conn *conn, uint64_t now, uint16_t *size);
+void quic_mtu_on_probe(struct quic_conn *conn, uint64_t now, bool acked, uint16_t size);
+void quic_mtu_on_loss(struct quic_conn *conn, uint64_t pn, uint16_t size);
+void quic_mtu_reset(struct quic_conn *conn);
+
+/* conn_timer.c */
+void quic_conn_update_timer(struct quic_conn *conn);
+
+#endif

@@ -1,0 +1,309 @@
+/* Paths: validation (RFC 9000 section 8.2), a peer that moves (section 9), anti-amplification (section 8.1),
+ * and the path's datagram size (section 14.3, RFC 8899 with a short list of candidates). */
+#include <string.h>
+
+#include "conn.h"
+
+#define VALIDATION_PTOS   3u             /* Section 8.2.4: give up after three PTOs. */
+#define MTU_AGAIN_NS      (600 * QUIC_S) /* RFC 8899 section 5.1.1: PMTU_RAISE_TIMER. */
+#define BLACK_HOLE_LOSSES 6u /* Full packets lost in a row with none acknowledged: two flights of three. */
+
+uint64_t quic_path_allowance(const struct quic_path *path) {
+    if (path->validated)
+        return UINT64_MAX;
+    uint64_t limit = path->received * 3;
+    return limit > path->sent ? limit - path->sent : 0;
+}
+
+static int find_path(const struct quic_conn *conn, const struct quic_addr *peer,
+                     const struct quic_addr *local) {
+    for (int i = 0; i < (int)QUIC_PATHS; i++) {
+        const struct quic_path *p = &conn->paths[i];
+        if (p->used && quic_addr_equal(&p->peer, peer) && quic_addr_equal(&p->local, local))
+            return i;
+    }
+    return -1;
+}
+
+static void forget_path(struct quic_conn *conn, uint32_t index) {
+    struct quic_path *p = &conn->paths[index];
+    bool shared = false;
+    for (uint32_t i = 0; i < QUIC_PATHS; i++)
+        shared |= i != index && conn->paths[i].used && conn->paths[i].peer_cid == p->peer_cid;
+    if (!shared)
+        quic_cids_retire_peer(conn, p->peer_cid);
+    *p = (struct quic_path){0};
+}
+
+static int new_path(struct quic_conn *conn, const struct quic_addr *peer, const struct quic_addr *local) {
+    int index = -1;
+    for (int i = 0; i < (int)QUIC_PATHS; i++) {
+        if (!conn->paths[i].used)
+            index = i;
+    }
+    for (int i = 0; index < 0 && i < (int)QUIC_PATHS; i++) {
+        /* A validated path that is no longer active is the one to give up; one being validated is not. */
+        if (i != conn->active_path && !conn->paths[i].validating) {
+            forget_path(conn, (uint32_t)i);
+            index = i;
+        }
+    }
+    if (index < 0)
+        return -1;
+    struct quic_path *p = &conn->paths[index];
+    const struct quic_path *active = quic_active_path(conn);
+    *p = (struct quic_path){.peer = *peer, .local = *local, .used = true, .peer_cid = active->peer_cid};
+    /* Section 9.5: a new id for a new address. Without a spare one, and for a mere change of port (a NAT),
+     * the old one serves. */
+    if (!quic_addr_same_ip(&active->peer, peer) || !quic_addr_equal(&active->local, local)) {
+        int cid = quic_cids_take_unused(conn);
+        if (cid >= 0)
+            p->peer_cid = (uint8_t)cid;
+    }
+    return index;
+}
+
+int quic_path_for(struct quic_conn *conn, const struct quic_packet_info *info) {
+    struct quic_path *active = quic_active_path(conn);
+    if (quic_addr_equal(&active->peer, info->peer) && quic_addr_equal(&active->local, info->local))
+        return conn->active_path;
+    int index = find_path(conn, info->peer, info->local);
+    if (index >= 0)
+        return index;
+    /* A socket bound to :: learns its address with the first packet that tells it. */
+    static const uint8_t any[16] = {0};
+    if (quic_addr_equal(&active->peer, info->peer) && memcmp(active->local.ip, any, 16) == 0) {
+        active->local = *info->local;
+        return conn->active_path;
+    }
+    if (!conn->server) {
+        /* Section 9: only clients migrate; a server's packet from elsewhere is not for us. */
+        if (!quic_addr_equal(&active->peer, info->peer)) {
+            quic_drop(conn->ep, STOQ_DROP_MIGRATION);
+            return -1;
+        }
+        return conn->active_path;
+    }
+    if (!conn->confirmed) {
+        quic_drop(conn->ep, STOQ_DROP_MIGRATION);
+        return -1;
+    }
+    index = new_path(conn, info->peer, info->local);
+    if (index < 0)
+        quic_drop(conn->ep, STOQ_DROP_PATH_LIMIT);
+    return index;
+}
+
+void quic_path_validate(struct quic_conn *conn, uint64_t now, uint8_t index) {
+    struct quic_path *p = &conn->paths[index];
+    if (p->validating)
+        return;
+    p->validating = true;
+    p->challenge_owed = true;
+    p->challenge_tries = 0;
+    p->challenge_first_ns = now;
+    p->challenge_deadline_ns = now + VALIDATION_PTOS * quic_max(quic_recovery_pto(conn, QUIC_SPACE_APP),
+                                                                conn->ep->config.initial_rtt_ns);
+    p->challenge_sent_ns = 0;
+    conn->ep->host.random(conn->ep->host.ctx, p->challenge, sizeof p->challenge);
+    quic_schedule_send(conn);
+}
+
+/* Section 9.3: the peer's newest non-probing packet decides where we send. */
+void quic_path_on_packet(struct quic_conn *conn, const struct quic_packet_info *info, uint8_t index,
+                         bool non_probing, bool newest) {
+    if (index == conn->active_path || !conn->server)
+        return;
+    struct quic_path *p = &conn->paths[index];
+    if (!p->validated)
+        quic_path_validate(conn, info->now, index);
+    if (!non_probing || !newest)
+        return;
+    struct quic_path *old = quic_active_path(conn);
+    uint8_t old_index = conn->active_path;
+    bool same_ip = quic_addr_same_ip(&old->peer, &p->peer);
+    p->migrate = !p->validated;
+    conn->active_path = index;
+    quic_recovery_new_path(conn, same_ip);
+    if (p->validated) {
+        quic_count(conn, STOQ_COUNTER_MIGRATIONS, 1);
+        conn->path_changed = true;
+        quic_schedule_event(conn);
+    }
+    /* Section 9.3.3: an attacker may have raced the peer's packets; ask the old path too. */
+    if (old->validated && !old->validating)
+        quic_path_validate(conn, info->now, old_index);
+}
+
+void quic_path_on_challenge(struct quic_conn *conn, uint8_t index, const uint8_t data[8]) {
+    struct quic_path *p = &conn->paths[index];
+    memcpy(p->response, data, 8);
+    p->response_owed = true; /* The latest only: an honest peer has one outstanding. */
+    quic_schedule_send(conn);
+}
+
+void quic_path_on_response(struct quic_conn *conn, uint64_t now, const uint8_t data[8]) {
+    for (uint32_t i = 0; i < QUIC_PATHS; i++) {
+        struct quic_path *p = &conn->paths[i];
+        if (!p->used || !p->validating || !p->challenge_tries || memcmp(p->challenge, data, 8) != 0)
+            continue;
+        p->validating = p->challenge_owed = false;
+        p->validated = true;
+        if (i == conn->active_path && p->migrate) {
+            p->migrate = false;
+            quic_count(conn, STOQ_COUNTER_MIGRATIONS, 1);
+            conn->path_changed = true;
+            quic_schedule_event(conn);
+        }
+        (void)now;
+        quic_schedule_send(conn);
+        return;
+    }
+}
+
+/* The move did not hold: back to a path that is known good (section 9.3.2), or give up. */
+static void validation_failed(struct quic_conn *conn, uint64_t now, uint32_t index) {
+    struct quic_path *p = &conn->paths[index];
+    quic_count(conn, STOQ_COUNTER_PATH_VALIDATION_FAILED, 1);
+    p->validating = p->challenge_owed = false;
+    if (index != conn->active_path) {
+        forget_path(conn, index);
+        return;
+    }
+    if (p->validated)
+        return; /* The probe of section 9.3.3 went unanswered because the peer came back here since. */
+    for (uint32_t i = 0; i < QUIC_PATHS; i++) {
+        if (i != index && conn->paths[i].used && conn->paths[i].validated) {
+            bool same_ip = quic_addr_same_ip(&p->peer, &conn->paths[i].peer);
+            conn->active_path = (uint8_t)i;
+            quic_recovery_new_path(conn, same_ip);
+            forget_path(conn, index);
+            quic_schedule_send(conn);
+            return;
+        }
+    }
+    quic_conn_end(conn, now, QUIC_CONN_DEAD, QUIC_EVENT_IDLE, false, QUIC_NO_VIABLE_PATH, 0, "no viable path",
+                  14);
+}
+
+void quic_path_on_timer(struct quic_conn *conn, uint64_t now) {
+    for (uint32_t i = 0; i < QUIC_PATHS; i++) {
+        struct quic_path *p = &conn->paths[i];
+        if (!p->used || !p->validating)
+            continue;
+        if (p->challenge_deadline_ns <= now) {
+            validation_failed(conn, now, i);
+            if (!quic_is_open(conn))
+                return;
+        } else if (!p->challenge_owed && p->challenge_sent_ns && p->challenge_sent_ns <= now) {
+            p->challenge_owed = true; /* challenge_sent_ns holds when to repeat. */
+            quic_schedule_send(conn);
+        }
+    }
+}
+
+uint64_t quic_path_deadline(const struct quic_conn *conn) {
+    uint64_t t = QUIC_NEVER;
+    for (uint32_t i = 0; i < QUIC_PATHS; i++) {
+        const struct quic_path *p = &conn->paths[i];
+        if (!p->used || !p->validating)
+            continue;
+        t = quic_min(t, p->challenge_deadline_ns);
+        if (!p->challenge_owed && p->challenge_sent_ns)
+            t = quic_min(t, p->challenge_sent_ns);
+    }
+    return t;
+}
+
+void quic_conn_rebind(struct quic_conn *conn, uint64_t now, const struct quic_addr *local) {
+    if (conn->server || !quic_is_open(conn))
+        return;
+    struct quic_path *p = quic_active_path(conn);
+    if (quic_addr_equal(&p->local, local))
+        return;
+    bool same_ip = quic_addr_same_ip(&p->local, local);
+    p->local = *local;
+    if (!conn->confirmed)
+        return;
+    int cid = quic_cids_take_unused(conn);
+    if (cid >= 0) {
+        uint8_t old = p->peer_cid;
+        p->peer_cid = (uint8_t)cid;
+        quic_cids_retire_peer(conn, old);
+    }
+    quic_recovery_new_path(conn, same_ip);
+    p->validating = false;
+    quic_path_validate(conn, now, conn->active_path);
+}
+
+/* ---- datagram size ---- */
+
+/* Sizes tried in falling order, UDP payload: what is configured, then Ethernet less IPv6 and UDP, then common
+ * tunnels. */
+static uint16_t mtu_candidate(const struct quic_conn *conn, uint8_t index) {
+    static const uint16_t sizes[] = {1452, 1412, 1352, 1280};
+    uint16_t max = conn->ep->config.max_datagram;
+    if (conn->peer_params_set && conn->peer_params.max_udp_payload_size < max)
+        max = (uint16_t)conn->peer_params.max_udp_payload_size;
+    if (index == 0)
+        return max;
+    for (uint32_t i = 0, n = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        if (sizes[i] < max && ++n == index)
+            return sizes[i];
+    }
+    return 0;
+}
+
+void quic_mtu_reset(struct quic_conn *conn) {
+    conn->mtu = (struct quic_mtu){.current = QUIC_MIN_INITIAL_BYTES};
+}
+
+bool quic_mtu_probe_due(struct quic_conn *conn, uint64_t now, uint16_t *size) {
+    struct quic_mtu *m = &conn->mtu;
+    if (!conn->confirmed || m->probe)
+        return false;
+    if (m->done) {
+        if (now < m->again_ns || m->candidate == 0)
+            return false;
+        m->done = false;
+        m->candidate = m->tries = 0;
+    }
+    uint16_t next = mtu_candidate(conn, m->candidate);
+    if (next <= m->current) {
+        m->done = true;
+        m->again_ns = now + MTU_AGAIN_NS;
+        return false;
+    }
+    *size = next;
+    return true;
+}
+
+void quic_mtu_on_probe(struct quic_conn *conn, uint64_t now, bool acked, uint16_t size) {
+    struct quic_mtu *m = &conn->mtu;
+    if (m->probe != size)
+        return;
+    m->probe = 0;
+    if (acked) {
+        m->current = size;
+        m->done = true;
+        m->again_ns = now + MTU_AGAIN_NS;
+        m->black_hole = 0;
+        quic_cc_set_mss(&conn->recovery.cc, size);
+        quic_schedule_send(conn);
+    } else if (++m->tries >= QUIC_MTU_PROBES) {
+        m->tries = 0;
+        m->candidate++;
+    }
+}
+
+void quic_mtu_on_loss(struct quic_conn *conn, uint64_t pn, uint16_t size) {
+    struct quic_mtu *m = &conn->mtu;
+    if (size <= QUIC_MIN_INITIAL_BYTES || size != m->current || pn < m->full_acked_pn ||
+        ++m->black_hole < BLACK_HOLE_LOSSES)
+        return;
+    /* RFC 8899 section 4.3: the path no longer carries this size. Fall back and search again below it. */
+    uint8_t next = m->candidate;
+    quic_mtu_reset(conn);
+    m->candidate = (uint8_t)(next + 1);
+    quic_cc_set_mss(&conn->recovery.cc, m->current);
+}

@@ -1,0 +1,80 @@
+/* Packet protection: keys of one encryption level, RFC 9001 section 5, and key update, section 6.
+ *
+ * 1-RTT keys rotate; header-protection keys do not. For receiving, three generations can be alive:
+ *
+ *      previous  ◀─(kept 3 PTO for reordered packets)─  current  ◀─(made ahead, so that a peer's update costs
+ * no derivation that timing could show)─  next
+ */
+#ifndef STOQ_QUIC_PROTECT_H
+#define STOQ_QUIC_PROTECT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "packet.h"
+
+/* One AEAD key with its IV. */
+struct quic_key {
+    void *aead; /* Provider state from host->alloc; NULL: not there. */
+    uint8_t iv[CRYPTO_NONCE_BYTES];
+};
+
+/* One direction of one level. */
+struct quic_direction {
+    struct quic_key key, next,
+        previous; /* next and previous: 1-RTT receiving (next also while sending an update). */
+    void *hp;
+    uint8_t secret[CRYPTO_MAX_SECRET_BYTES]; /* Of `key` (sending) or of `next` once that is made. */
+    uint64_t sealed;                         /* Packets sealed with `key`. */
+};
+
+struct quic_keys {
+    const struct crypto_provider *crypto;
+    const struct quic_host *host;
+    enum crypto_aead aead;
+    struct quic_direction send, recv;
+};
+
+static inline bool quic_can_send(const struct quic_keys *k) {
+    return k->send.key.aead != NULL;
+}
+static inline bool quic_can_receive(const struct quic_keys *k) {
+    return k->recv.key.aead != NULL;
+}
+
+/* Derive key, IV and header-protection key from a traffic secret. False: no memory or unsupported AEAD. */
+bool quic_keys_install(struct quic_keys *keys, bool send, enum crypto_aead aead, const uint8_t *secret,
+                       size_t len);
+/* Initial keys from the client's destination connection id, RFC 9001 section 5.2. */
+bool quic_keys_install_initial(struct quic_keys *keys, bool server, const struct quic_cid *dcid);
+/* Wipe and give back everything. */
+void quic_keys_discard(struct quic_keys *keys);
+/* Make recv.next (1-RTT) from the current secret. */
+bool quic_keys_prepare_next(struct quic_keys *keys);
+/* The peer updated: next becomes current, current becomes previous; a new next is made. */
+bool quic_keys_rotate_receive(struct quic_keys *keys);
+bool quic_keys_rotate_send(struct quic_keys *keys);
+void quic_keys_drop_previous(struct quic_keys *keys);
+
+static inline void quic_nonce(uint8_t nonce[CRYPTO_NONCE_BYTES], const uint8_t iv[CRYPTO_NONCE_BYTES],
+                              uint64_t pn) {
+    uint64_t tail;
+    __builtin_memcpy(nonce, iv, CRYPTO_NONCE_BYTES);
+    __builtin_memcpy(&tail, nonce + 4, 8);
+    tail ^= __builtin_bswap64(pn);
+    __builtin_memcpy(nonce + 4, &tail, 8);
+}
+
+/* Remove header protection with a mask: returns the packet number's length and its truncated value. */
+unsigned quic_unmask_header(uint8_t *packet, size_t pn_offset, const uint8_t mask[CRYPTO_MASK_BYTES],
+                            uint64_t *truncated);
+/* Put header protection on a sealed packet. */
+static inline void quic_mask_header(uint8_t *packet, size_t pn_offset,
+                                    const uint8_t mask[CRYPTO_MASK_BYTES]) {
+    unsigned pn_len = (packet[0] & 3u) + 1;
+    packet[0] ^= mask[0] & ((packet[0] & 0x80) ? 0x0f : 0x1f);
+    for (unsigned i = 0; i < pn_len; i++)
+        packet[pn_offset + i] ^= mask[1 + i];
+}
+
+#endif

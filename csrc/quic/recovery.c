@@ -1,0 +1,329 @@
+/* RTT, loss detection, probe timeouts, congestion and pacing: RFC 9002 with the names of its Appendices A and
+ * B. */
+#include "conn.h"
+
+#define PERSISTENT_CONGESTION_THRESHOLD 3u /* RFC 9002 section 7.6.1. */
+#define PACE_BURST_PACKETS              10u /* RFC 9002 section 7.7: a burst no larger than the initial window. */
+#define PACE_TRAIN_BYTES                65536u /* At high rates a train is the unit: what one send can carry. */
+#define PACE_TRAIN_NS                   QUIC_MS /* Bucket: a millisecond's worth, so that one timer tick fills it. */
+#define ECN_TESTING_PACKETS             10u /* RFC 9000 Appendix A.4: packets marked before the path is judged. */
+
+void quic_recovery_init(struct quic_conn *conn) {
+    struct quic_recovery *r = &conn->recovery;
+    const struct quic_config *config = &conn->ep->config;
+    r->rtt_smoothed_ns = config->initial_rtt_ns;
+    r->rtt_var_ns = config->initial_rtt_ns / 2;
+    r->ecn = config->no_ecn ? QUIC_ECN_FAILED : QUIC_ECN_TESTING;
+    quic_cc_init(&r->cc, config->cc, conn->mtu.current, config->initial_window_packets);
+    r->pace_tokens = PACE_BURST_PACKETS * (uint64_t)conn->mtu.current;
+    r->pace_next_ns = QUIC_NEVER;
+}
+
+void quic_recovery_rtt(struct quic_conn *conn, uint64_t now, uint64_t sample_ns, uint64_t ack_delay_ns) {
+    struct quic_recovery *r = &conn->recovery;
+    if (sample_ns == 0)
+        sample_ns = 1;
+    r->rtt_latest_ns = sample_ns;
+    if (!r->first_sample_ns) {
+        r->first_sample_ns = now;
+        r->rtt_min_ns = r->rtt_smoothed_ns = sample_ns;
+        r->rtt_var_ns = sample_ns / 2;
+        return;
+    }
+    r->rtt_min_ns = quic_min(r->rtt_min_ns, sample_ns);
+    if (conn->confirmed)
+        ack_delay_ns = quic_min(ack_delay_ns, conn->peer_params.max_ack_delay_ms * QUIC_MS);
+    uint64_t adjusted = sample_ns >= r->rtt_min_ns + ack_delay_ns ? sample_ns - ack_delay_ns : sample_ns;
+    uint64_t distance =
+        r->rtt_smoothed_ns > adjusted ? r->rtt_smoothed_ns - adjusted : adjusted - r->rtt_smoothed_ns;
+    r->rtt_var_ns = (3 * r->rtt_var_ns + distance) / 4;
+    r->rtt_smoothed_ns = (7 * r->rtt_smoothed_ns + adjusted) / 8;
+}
+
+uint64_t quic_recovery_pto(const struct quic_conn *conn, enum quic_space_id id) {
+    const struct quic_recovery *r = &conn->recovery;
+    uint64_t pto = r->rtt_smoothed_ns + quic_max(4 * r->rtt_var_ns, QUIC_GRANULARITY_NS);
+    if (id == QUIC_SPACE_APP)
+        pto += conn->peer_params.max_ack_delay_ms * QUIC_MS;
+    return pto;
+}
+
+static void leave_flight(struct quic_conn *conn, struct quic_space *space, const struct quic_sent_packet *p) {
+    if ((p->flags & QUIC_SENT_IN_FLIGHT) && !(p->flags & QUIC_SENT_OLD_PATH))
+        conn->recovery.bytes_in_flight -= p->bytes;
+    if (p->flags & QUIC_SENT_ELICITING)
+        space->eliciting_in_flight--;
+}
+
+/* RFC 9002 section 6.1 and Appendix A.10, with persistent congestion (section 7.6) found on the same walk. */
+void quic_recovery_detect_loss(struct quic_conn *conn, uint64_t now, enum quic_space_id id) {
+    struct quic_space *space = &conn->spaces[id];
+    struct quic_sent *sent = &space->sent;
+    struct quic_recovery *r = &conn->recovery;
+    space->loss_time_ns = QUIC_NEVER;
+    if (space->largest_acked == QUIC_NO_PN)
+        return;
+    uint64_t delay = quic_max(r->rtt_latest_ns, r->rtt_smoothed_ns);
+    delay = quic_max(delay + delay / 8, QUIC_GRANULARITY_NS);
+    uint64_t lost_before = now > delay ? now - delay : 0;
+    uint64_t newest_lost_ns = 0, run_start_ns = 0, run_longest_ns = 0;
+    uint64_t lost_packets = 0;
+    uint32_t ect_lost = 0;
+    bool congestion = false;
+
+    for (uint64_t pn = sent->base; pn < sent->next && pn <= space->largest_acked; pn++) {
+        struct quic_sent_packet *p = quic_sent_at(sent, pn);
+        if (p->state == QUIC_SENT_ACKED) {
+            run_start_ns = 0;
+            continue;
+        }
+        if (p->state != QUIC_SENT_OUT)
+            continue;
+        if (p->time_ns > lost_before && space->largest_acked - pn < QUIC_PACKET_THRESHOLD) {
+            if (p->flags & QUIC_SENT_IN_FLIGHT)
+                space->loss_time_ns = quic_min(space->loss_time_ns, p->time_ns + delay);
+            continue;
+        }
+        p->state = QUIC_SENT_LOST;
+        leave_flight(conn, space, p);
+        if (!(p->flags & QUIC_SENT_IN_FLIGHT))
+            continue;
+        lost_packets++;
+        quic_conn_frames_lost(conn, id, p);
+        if (p->flags & QUIC_SENT_MTU_PROBE) {
+            quic_mtu_on_probe(conn, now, false, p->bytes);
+            continue; /* RFC 8899 section 3: no sign of congestion. */
+        }
+        if (p->flags & QUIC_SENT_OLD_PATH)
+            continue;
+        congestion = true;
+        newest_lost_ns = quic_max(newest_lost_ns, p->time_ns);
+        ect_lost += (p->flags & QUIC_SENT_ECT) != 0;
+        if (id == QUIC_SPACE_APP)
+            quic_mtu_on_loss(conn, pn, p->bytes);
+        if ((p->flags & QUIC_SENT_ELICITING) && r->first_sample_ns && p->time_ns > r->first_sample_ns) {
+            if (!run_start_ns)
+                run_start_ns = p->time_ns;
+            run_longest_ns = quic_max(run_longest_ns, p->time_ns - run_start_ns);
+        }
+    }
+    if (!lost_packets)
+        return;
+    quic_count(conn, STOQ_COUNTER_PACKETS_LOST, lost_packets);
+    conn->stats.packets_lost += lost_packets;
+    r->ecn_lost += ect_lost;
+    if (r->ecn == QUIC_ECN_TESTING && r->ecn_acked == 0 && r->ecn_lost >= ECN_TESTING_PACKETS)
+        r->ecn = QUIC_ECN_FAILED; /* Everything marked was lost: the path may drop ECT (section 13.4.2.1). */
+    if (congestion && r->cc.ops->on_congestion(&r->cc, now, newest_lost_ns, false))
+        quic_count(conn, STOQ_COUNTER_CONGESTION_EVENTS, 1);
+    uint64_t period = (r->rtt_smoothed_ns + quic_max(4 * r->rtt_var_ns, QUIC_GRANULARITY_NS) +
+                       conn->peer_params.max_ack_delay_ms * QUIC_MS) *
+                      PERSISTENT_CONGESTION_THRESHOLD;
+    if (run_longest_ns > period) {
+        r->cc.ops->on_persistent_congestion(&r->cc, now);
+        quic_count(conn, STOQ_COUNTER_PERSISTENT_CONGESTION, 1);
+        r->first_sample_ns = 0; /* Section 5.2: min_rtt is re-established. */
+    }
+}
+
+/* Appendix A.8, GetPtoTimeAndSpace. */
+static uint64_t pto_deadline(const struct quic_conn *conn, enum quic_space_id *which) {
+    const struct quic_recovery *r = &conn->recovery;
+    uint32_t shift = r->pto_count < 20 ? r->pto_count : 20; /* 2^20 PTOs is past any idle timeout. */
+    uint64_t best = QUIC_NEVER;
+    bool any = false;
+    for (int i = 0; i < QUIC_SPACE_COUNT; i++) {
+        const struct quic_space *space = &conn->spaces[i];
+        if (space->discarded || !space->eliciting_in_flight)
+            continue;
+        if (i == QUIC_SPACE_APP && !conn->handshake_done)
+            continue; /* Section 6.2.1: not before the handshake is complete. */
+        any = true;
+        uint64_t t = space->last_eliciting_ns + (quic_recovery_pto(conn, i) << shift);
+        if (t < best) {
+            best = t;
+            *which = i;
+        }
+    }
+    /* Section 6.2.2.1: a client whose address may not be validated yet must not let the server stall at its
+     * limit. */
+    if (!any && !conn->server && !conn->confirmed && !conn->spaces[QUIC_SPACE_HANDSHAKE].discarded) {
+        const struct quic_space *handshake = &conn->spaces[QUIC_SPACE_HANDSHAKE];
+        if (handshake->largest_acked == QUIC_NO_PN) {
+            *which = quic_can_send(&handshake->keys) ? QUIC_SPACE_HANDSHAKE : QUIC_SPACE_INITIAL;
+            uint64_t from = quic_max(conn->spaces[*which].last_eliciting_ns, conn->last_received_ns);
+            return from + (quic_recovery_pto(conn, *which) << shift);
+        }
+    }
+    return best;
+}
+
+uint64_t quic_recovery_deadline(const struct quic_conn *conn, enum quic_space_id *which, bool *is_loss) {
+    uint64_t earliest = QUIC_NEVER;
+    *is_loss = false;
+    for (int i = 0; i < QUIC_SPACE_COUNT; i++) {
+        if (conn->spaces[i].loss_time_ns < earliest) {
+            earliest = conn->spaces[i].loss_time_ns;
+            *which = i;
+            *is_loss = true;
+        }
+    }
+    if (*is_loss)
+        return earliest;
+    /* A server at its anti-amplification limit cannot send a probe (section 6.2.2.1). */
+    if (conn->server && quic_path_allowance(&conn->paths[conn->active_path]) < QUIC_MIN_INITIAL_BYTES)
+        return QUIC_NEVER;
+    return pto_deadline(conn, which);
+}
+
+/* What a probe should carry: the oldest unacknowledged data of the space, while it stays in flight. */
+static void queue_probe_data(struct quic_conn *conn, enum quic_space_id id) {
+    struct quic_space *space = &conn->spaces[id];
+    unsigned packets =
+        id == QUIC_SPACE_APP ? 2 : QUIC_SENT_MIN; /* Of a handshake flight everything, of data two packets. */
+    for (uint64_t pn = space->sent.base; pn < space->sent.next && packets; pn++) {
+        const struct quic_sent_packet *p = quic_sent_at(&space->sent, pn);
+        if (p->state != QUIC_SENT_OUT || !(p->flags & QUIC_SENT_ELICITING) ||
+            (p->flags & QUIC_SENT_MTU_PROBE))
+            continue;
+        quic_conn_frames_lost(conn, id, p);
+        packets--;
+    }
+}
+
+void quic_recovery_on_timer(struct quic_conn *conn, uint64_t now) {
+    enum quic_space_id id = QUIC_SPACE_INITIAL;
+    bool is_loss;
+    if (quic_recovery_deadline(conn, &id, &is_loss) > now)
+        return;
+    if (is_loss) {
+        quic_recovery_detect_loss(conn, now, id);
+        return;
+    }
+    struct quic_space *space = &conn->spaces[id];
+    conn->recovery.pto_count++;
+    conn->stats.pto_count++;
+    quic_count(conn, STOQ_COUNTER_PTO, 1);
+    space->probes = 2; /* Section 6.2.4: one or two; two survive one more loss. */
+    queue_probe_data(conn, id);
+    /* During the handshake the other level's flight may be what the peer waits for. */
+    if (id == QUIC_SPACE_INITIAL && conn->spaces[QUIC_SPACE_HANDSHAKE].eliciting_in_flight) {
+        conn->spaces[QUIC_SPACE_HANDSHAKE].probes = 1;
+        queue_probe_data(conn, QUIC_SPACE_HANDSHAKE);
+    }
+}
+
+void quic_recovery_sent(struct quic_conn *conn, uint64_t now, enum quic_space_id id,
+                        struct quic_sent_packet *p) {
+    struct quic_space *space = &conn->spaces[id];
+    struct quic_recovery *r = &conn->recovery;
+    if (p->flags & QUIC_SENT_ELICITING) {
+        space->last_eliciting_ns = now;
+        space->eliciting_in_flight++;
+        if (space->probes)
+            space->probes--;
+        if (!conn->eliciting_since_receive) {
+            /* RFC 9000 section 10.1: the idle timer restarts with the first such packet after one was
+             * received. */
+            conn->eliciting_since_receive = true;
+            if (conn->idle_timeout_ns)
+                conn->idle_deadline_ns =
+                    now + quic_max(conn->idle_timeout_ns, 3 * quic_recovery_pto(conn, id));
+        }
+    }
+    if (p->flags & QUIC_SENT_IN_FLIGHT) {
+        r->bytes_in_flight += p->bytes;
+        r->pace_tokens -= quic_min(r->pace_tokens, p->bytes);
+    }
+    if (p->flags & QUIC_SENT_ECT)
+        r->ecn_sent++;
+}
+
+void quic_recovery_remove_space(struct quic_conn *conn, enum quic_space_id id) {
+    struct quic_space *space = &conn->spaces[id];
+    for (uint64_t pn = space->sent.base; pn < space->sent.next; pn++) {
+        struct quic_sent_packet *p = quic_sent_at(&space->sent, pn);
+        if (p->state == QUIC_SENT_OUT)
+            leave_flight(conn, space, p);
+        p->state = QUIC_SENT_EMPTY;
+    }
+    conn->recovery.pto_count = 0; /* Section 6.2.2. */
+}
+
+void quic_recovery_new_path(struct quic_conn *conn, bool same_ip) {
+    struct quic_recovery *r = &conn->recovery;
+    if (same_ip) /* RFC 9000 section 9.4: only the port changed, so it is the same path to all likelihood. */
+        return;
+    struct quic_space *space = quic_app(conn);
+    for (uint64_t pn = space->sent.base; pn < space->sent.next; pn++) {
+        struct quic_sent_packet *p = quic_sent_at(&space->sent, pn);
+        if (p->state == QUIC_SENT_OUT && (p->flags & QUIC_SENT_IN_FLIGHT) && !(p->flags & QUIC_SENT_OLD_PATH))
+            r->bytes_in_flight -= p->bytes;
+        p->flags |= QUIC_SENT_OLD_PATH;
+    }
+    uint64_t in_flight = r->bytes_in_flight;
+    *r = (struct quic_recovery){.bytes_in_flight = in_flight};
+    quic_mtu_reset(conn);
+    quic_recovery_init(conn);
+}
+
+/* Bytes a second that pacing lets out: somewhat more than the window a round trip, twice that in slow start.
+ */
+static uint64_t pacing_rate(const struct quic_recovery *r) {
+    uint64_t rtt = r->rtt_smoothed_ns ? r->rtt_smoothed_ns : 1;
+    unsigned __int128 rate = (unsigned __int128)r->cc.window * QUIC_S / rtt;
+    rate = r->cc.window < r->cc.ssthresh ? rate * 2 : rate * 5 / 4;
+    return rate > UINT64_MAX / 8 ? UINT64_MAX / 8 : (uint64_t)rate;
+}
+
+uint64_t quic_recovery_allowance(struct quic_conn *conn, uint64_t now) {
+    struct quic_recovery *r = &conn->recovery;
+    uint64_t mtu = conn->mtu.current;
+    r->pace_next_ns = QUIC_NEVER;
+    if (r->bytes_in_flight >= r->cc.window)
+        return 0;
+    uint64_t window = r->cc.window - r->bytes_in_flight;
+    if (conn->ep->config.no_pacing || !r->first_sample_ns)
+        return window;
+    uint64_t rate = pacing_rate(r);
+    uint64_t bucket = (uint64_t)((unsigned __int128)rate * PACE_TRAIN_NS / QUIC_S);
+    bucket = quic_max(quic_min(bucket, 4 * PACE_TRAIN_BYTES), PACE_BURST_PACKETS * mtu);
+    uint64_t elapsed = now - r->pace_updated_ns;
+    unsigned __int128 earned = (unsigned __int128)rate * elapsed / QUIC_S;
+    r->pace_tokens = r->pace_tokens + earned > bucket ? bucket : r->pace_tokens + (uint64_t)earned;
+    r->pace_updated_ns = now;
+    /* Wait for a worthwhile train: a quarter of the bucket, or one packet at low rates. */
+    uint64_t unit = quic_max(mtu, quic_min(bucket / 4, PACE_TRAIN_BYTES));
+    if (r->pace_tokens < unit) {
+        uint64_t missing = unit - r->pace_tokens;
+        r->pace_next_ns = now + (uint64_t)((unsigned __int128)missing * QUIC_S / (rate ? rate : 1)) + 1;
+        return 0;
+    }
+    return quic_min(window, r->pace_tokens);
+}
+
+/* RFC 9000 section 13.4.2.1: are the peer's counts possible? Then, has CE grown? */
+void quic_recovery_ecn(struct quic_conn *conn, uint64_t now, struct quic_space *space,
+                       const struct quic_frame *ack, uint64_t newly_acked_ect, uint64_t largest_sent_ns) {
+    struct quic_recovery *r = &conn->recovery;
+    if (r->ecn == QUIC_ECN_FAILED)
+        return;
+    if (ack->type != QUIC_FRAME_ACK_ECN) {
+        if (newly_acked_ect)
+            r->ecn = QUIC_ECN_FAILED; /* The path or the peer does not report. */
+        return;
+    }
+    uint64_t ect0 = ack->ect0 - space->ecn_peer_ect0, ce = ack->ce - space->ecn_peer_ce;
+    if (ack->ect0 < space->ecn_peer_ect0 || ack->ce < space->ecn_peer_ce || ect0 + ce < newly_acked_ect ||
+        ack->ect1) {
+        r->ecn = QUIC_ECN_FAILED;
+        return;
+    }
+    space->ecn_peer_ect0 = ack->ect0;
+    space->ecn_peer_ce = ack->ce;
+    r->ecn_acked += (uint32_t)newly_acked_ect;
+    if (r->ecn == QUIC_ECN_TESTING && newly_acked_ect)
+        r->ecn = QUIC_ECN_CAPABLE;
+    if (ce && r->cc.ops->on_congestion(&r->cc, now, largest_sent_ns, true))
+        quic_count(conn, STOQ_COUNTER_CONGESTION_EVENTS, 1);
+}

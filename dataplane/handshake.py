@@ -1,0 +1,99 @@
+"""The seam between the data plane and whoever speaks TLS (RFC 9001 section 4.1).
+
+The data plane knows no TLS. It hands CRYPTO bytes to a ``Handshake`` and does what the handshake asks of its
+``HandshakeSink``::
+
+      Connection (a HandshakeSink)                          Handshake (control.handshake)
+      CONNECTION event ── start(our transport parameters) ──▶
+      CRYPTO event     ── receive(level, bytes) ────────────▶
+                       ◀── crypto / secret / peer_params ────
+                       ◀── complete  or  fail ───────────────
+
+A handshake never raises out of ``start`` and ``receive``: a failure is a call of ``fail``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+from dataplane.address import Address
+
+
+class Level(IntEnum):
+    """Encryption levels; the numbers of enum quic_level."""
+
+    INITIAL = 0
+    ZERO_RTT = 1
+    HANDSHAKE = 2
+    ONE_RTT = 3
+
+
+class Aead(IntEnum):
+    """AEADs of RFC 9001 section 5.3; the numbers of enum crypto_aead."""
+
+    AES_128_GCM = 0
+    AES_256_GCM = 1
+    CHACHA20_POLY1305 = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PeerIdentity:
+    """Who the peer proved to be: ``node_id`` is the SHA-256 of its certificate's SubjectPublicKeyInfo."""
+
+    node_id: bytes
+    subject: str
+    certificate_der: bytes
+
+    def __str__(self) -> str:
+        return f"{self.subject} ({self.node_id.hex()[:16]})"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a client wants to reach: the address, the name its certificate must carry, and the protocols, best
+    first."""
+
+    address: Address
+    server_name: str
+    alpns: tuple[str, ...] = ()
+
+
+class HandshakeSink(Protocol):
+    """What a handshake may ask of its connection, in the order in which it asks."""
+
+    def crypto(self, level: Level, data: bytes) -> None:
+        """Send these bytes in CRYPTO frames."""
+
+    def secret(self, level: Level, *, send: bool, aead: Aead, secret: bytes) -> None:
+        """Install a traffic secret. 1-RTT secrets come after ``peer_params``."""
+
+    def peer_params(self, data: bytes) -> None:
+        """The peer's transport parameters."""
+
+    def complete(self, alpn: str, identity: PeerIdentity | None) -> None:
+        """TLS is done and the peer accepted; the last call but for ``fail``."""
+
+    def fail(self, code: int, reason: str) -> None:
+        """Close with this transport error code (a TLS alert is 0x100 + alert)."""
+
+
+class Handshake(Protocol):
+    """One connection's handshake."""
+
+    def start(self, params: bytes) -> None:
+        """Begin, with our encoded transport parameters. A client sends its first flight."""
+
+    def receive(self, level: Level, data: bytes) -> None:
+        """CRYPTO bytes in order."""
+
+
+class HandshakeFactory(Protocol):
+    """Makes a handshake for each connection."""
+
+    def client(self, sink: HandshakeSink, target: Target) -> Handshake:
+        """For a connection we open."""
+
+    def server(self, sink: HandshakeSink, peer: Address) -> Handshake:
+        """For a connection that a client opened."""

@@ -1,0 +1,1 @@
+"""Interoperability with QUIC implementations that are not ours."""

@@ -1,0 +1,1 @@
+"""Third-party QUIC endpoints the interoperability tests run against, pinned."""
