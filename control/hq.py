@@ -232,8 +232,12 @@ async def get(
         try:
             for number in range(connections):
                 await fetch.connection(authority, paths[number::connections] or [paths[number % len(paths)]])
-        except* StoqError as group:
-            first: BaseException = group
+        except BaseExceptionGroup as group:
+            # Requests fail together when their connection does: the first one's reason is everyone's.
+            failed, rest = group.split(StoqError)
+            if failed is None or rest is not None:
+                raise
+            first: BaseException = failed
             while isinstance(first, BaseExceptionGroup):
                 first = first.exceptions[0]
             raise first from None

@@ -104,24 +104,36 @@ class Receiver:
             )
 
     async def _stream(self, stream: Stream) -> None:
-        progress = ProgressEvents(self._output, "received")
         try:
             async with stream:
-                received = await receive_file(stream, self._directory, advance=progress.add)
-            self._output.event(
-                "received",
-                f"{received.path}: {human_bytes(received.size)}, SHA-256 {received.sha256} as announced",
-                path=str(received.path),
-                bytes=received.size,
-                sha256=received.sha256,
-                seconds=received.seconds,
-            )
+                await self._receive(stream)
         except StoqError as error:
-            self.error = error
-            self._output.event("failed", f"{stream.connection.peer}: {error}", error=str(error))
+            self._failed(stream, error)
         if self._once:
             await stream.connection.wait_closed()
             self._done.set()
+
+    async def _receive(self, stream: Stream) -> None:
+        progress = ProgressEvents(self._output, "received")
+        try:
+            received = await receive_file(stream, self._directory, advance=progress.add)
+        except TransferError as error:
+            # The receipt says why; leaving the stream by an exception would reset it before the sender reads
+            # that.
+            self._failed(stream, error)
+            return
+        self._output.event(
+            "received",
+            f"{received.path}: {human_bytes(received.size)}, SHA-256 {received.sha256} as announced",
+            path=str(received.path),
+            bytes=received.size,
+            sha256=received.sha256,
+            seconds=received.seconds,
+        )
+
+    def _failed(self, stream: Stream, error: StoqError) -> None:
+        self.error = error
+        self._output.event("failed", f"{stream.connection.peer}: {error}", error=str(error))
 
 
 async def serve(output: Output, options: NodeOptions, listen: str, directory: Path, *, once: bool) -> None:
@@ -132,14 +144,13 @@ async def serve(output: Output, options: NodeOptions, listen: str, directory: Pa
     datapath = options.datapath((ALPN_STOQ,), listen=listen, on_failure=receiver.refused)
     async with datapath:
         local = datapath.local_address
-        for text in datapath.describe():
-            output.note(text)
+        backend = datapath.describe()
         output.event(
             "listening",
-            f"listening on {local}",
+            "\n".join([*backend, f"listening on {local}"]),
             address=local.ip,
             port=local.port,
-            backend=datapath.describe(),
+            backend=backend,
         )
         await receiver.serve(datapath)
         report = datapath_report(datapath)

@@ -187,6 +187,13 @@ def host_of(text: str) -> str:
     return _split(text.strip(), STOQ_PORT)[0].partition("%")[0]
 
 
+def check_bind(address: Address) -> Address:
+    """`address` if a socket can be bound to it as far as its form goes; raises AddressError otherwise."""
+    if _literal(address.ip, address.port) is None:
+        raise AddressError(f"{address.ip!r} is not an IPv6 address ({ONLY})")
+    return address
+
+
 def check_peer(address: Address) -> Address:
     """`address` if a connection can be opened to it; raises AddressError otherwise."""
     literal = _literal(address.ip, address.port)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dataplane import _stoq
-from dataplane.address import Address
+from dataplane.address import Address, check_bind
 from dataplane.errors import ConfigError
 from dataplane.tables import CongestionController
 
@@ -60,6 +60,7 @@ class Config:
     )  # Most bytes of one stream that may be written and not yet acknowledged.
 
     def __post_init__(self) -> None:
+        check_bind(self.bind)
         if not 1 <= len(self.cores) <= _stoq.lib.STOQ_MAX_WORKERS:
             raise ConfigError(
                 f"cores names {len(self.cores)} workers: 1 to {_stoq.lib.STOQ_MAX_WORKERS} are possible"

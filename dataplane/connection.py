@@ -135,7 +135,8 @@ class Connection:
         if kind == Event.STREAM_DATA:
             stream = self._stream(stream_id)
             if stream is None or not stream.can_read:
-                self.port.release(chunk)
+                # We have given it up: the connection's credit goes back to the peer all the same.
+                self.port.put(Command.STREAM_CONSUMED, self.handle, stream_id, chunk=chunk, value=length)
                 return
             stream.receiver.on_data(chunk, offset, length, bool(flags & FIN))
             if flags & FIN:
@@ -209,9 +210,7 @@ class Connection:
             return
         sender = stream.sender
         if not sender.finished:
-            # RFC 9000 section 3.5: answer STOP_SENDING with RESET_STREAM. A reset already sent makes this one
-            # void.
-            self.port.put(Command.STREAM_RESET, self.handle, stream_id, code=code)
+            # The engine has answered with RESET_STREAM already (RFC 9000 section 3.5).
             sender.on_error(StreamStopped(code))
             sender.finished = True
             self.forget_finished(stream)

@@ -392,6 +392,10 @@ class Datapath:
 
     def pool_stats(self) -> dict[str, int]:
         """Memory in use, summed."""
+        for port in self._ports:
+            lib.stoq_send_free_bytes(
+                self._open_handle(), port.worker
+            )  # Takes back what the workers returned.
         return self._struct("struct stoq_pool_stats", lib.stoq_pool_statistics)
 
     def _struct(self, c_type: str, read: Any) -> dict[str, int]:

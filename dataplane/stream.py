@@ -159,7 +159,8 @@ class Stream:
             if not receiver.finished and not self._connection.closed:
                 self._connection.ensure_opened(self.id)
                 self._connection.port.put(Command.STREAM_STOP, self._connection.handle, self.id, code=code)
-            receiver.error = StreamError(f"we asked the peer to stop with code {code:#x}")
+            receiver.on_error(StreamError(f"we asked the peer to stop with code {code:#x}"), keep_data=False)
+            self._connection.forget_finished(self)
         receiver.discard()
 
     async def __aenter__(self) -> Stream:

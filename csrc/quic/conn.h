@@ -43,10 +43,11 @@
 #define QUIC_PEER_CIDS 4u /* active_connection_id_limit we advertise. */
 #define QUIC_RETIRE_QUEUE                                                                                    \
     16u /* RETIRE_CONNECTION_ID owed at most; RFC 9000 section 5.1.2 wants at least 2 * limit. */
-#define QUIC_PATHS           3u  /* The active one, the one before it, one under validation. */
-#define QUIC_PENDING_PACKETS 32u /* Packets kept until their keys arrive: three initial windows of a peer.   \
-                                  */
-#define QUIC_STREAM_BUCKETS 16u  /* To begin with; doubles. */
+#define QUIC_PATHS 3u /* The active one, the one before it, one under validation. */
+#define QUIC_PENDING_PACKETS                                                                                 \
+    32u                         /* Packets kept until their keys arrive: three initial windows of a peer.    \
+                                 */
+#define QUIC_STREAM_BUCKETS 16u /* To begin with; doubles. */
 #define QUIC_DATAGRAM_QUEUE                                                                                  \
     64u /* DATAGRAM frames waiting, each direction; more are dropped and counted (RFC 9221 section 5). */
 #define QUIC_STREAM_QUANTUM                                                                                  \
@@ -121,10 +122,12 @@ struct quic_mtu {
     uint16_t probe;    /* Size being probed; 0: none in flight. */
     uint8_t candidate; /* Index of the next size to try. */
     uint8_t tries;
-    uint8_t black_hole; /* Full-size packets lost since one was acknowledged that was sent after them. */
+    uint8_t black_hole; /* Large packets lost since one as large was acknowledged that was sent after them. */
+    uint16_t lost_size; /* The smallest of those. */
+    uint16_t acked_size; /* The newest large packet acknowledged: its size and number. */
+    uint64_t acked_pn;
     bool done;
     uint64_t again_ns;
-    uint64_t full_acked_pn; /* Newest full-size packet acknowledged. */
 };
 
 /* A packet that waits for keys. */
@@ -435,8 +438,12 @@ void quic_path_on_timer(struct quic_conn *conn, uint64_t now);
 uint64_t quic_path_deadline(const struct quic_conn *conn);
 /* Bytes that anti-amplification still allows on this path. */
 uint64_t quic_path_allowance(const struct quic_path *path);
+/* Is too little left for any packet now? While Initial packets are in play that is a full datagram
+ * (section 14.1). */
+bool quic_path_blocked(const struct quic_conn *conn);
 bool quic_mtu_probe_due(struct quic_conn *conn, uint64_t now, uint16_t *size);
 void quic_mtu_on_probe(struct quic_conn *conn, uint64_t now, bool acked, uint16_t size);
+void quic_mtu_on_ack(struct quic_conn *conn, uint64_t pn, uint16_t size);
 void quic_mtu_on_loss(struct quic_conn *conn, uint64_t pn, uint16_t size);
 void quic_mtu_reset(struct quic_conn *conn);
 

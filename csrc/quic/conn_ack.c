@@ -154,10 +154,8 @@ static void packet_acked(struct quic_conn *conn, uint64_t now, enum quic_space_i
         t->ect++;
     if (p->flags & QUIC_SENT_MTU_PROBE)
         quic_mtu_on_probe(conn, now, true, p->bytes);
-    if (id == QUIC_SPACE_APP && p->bytes >= conn->mtu.current && pn > conn->mtu.full_acked_pn) {
-        conn->mtu.black_hole = 0;
-        conn->mtu.full_acked_pn = pn;
-    }
+    if (id == QUIC_SPACE_APP)
+        quic_mtu_on_ack(conn, pn, p->bytes);
     for (uint32_t i = 0; i < p->frame_count; i++) {
         struct quic_sent_frame f = *quic_sent_frame_at(&space->sent, p->frames + i);
         frame_acked(conn, id, &f);

@@ -15,6 +15,13 @@ uint64_t quic_path_allowance(const struct quic_path *path) {
     return limit > path->sent ? limit - path->sent : 0;
 }
 
+#define SMALLEST_USEFUL 64u /* Header, number, tag and an ACK frame. */
+
+bool quic_path_blocked(const struct quic_conn *conn) {
+    uint64_t least = conn->spaces[QUIC_SPACE_INITIAL].discarded ? SMALLEST_USEFUL : QUIC_MIN_INITIAL_BYTES;
+    return quic_path_allowance(&conn->paths[conn->active_path]) < least;
+}
+
 static int find_path(const struct quic_conn *conn, const struct quic_addr *peer,
                      const struct quic_addr *local) {
     for (int i = 0; i < (int)QUIC_PATHS; i++) {
@@ -172,6 +179,12 @@ static void validation_failed(struct quic_conn *conn, uint64_t now, uint32_t ind
     }
     if (p->validated)
         return; /* The probe of section 9.3.3 went unanswered because the peer came back here since. */
+    if (conn->last_received_ns >= p->challenge_first_ns) {
+        /* The peer is heard here (only the active path's packets matter by now): heavy loss rather than a
+         * forgery. Ask again; until it answers the 3 * limit holds, and the idle timeout ends it. */
+        quic_path_validate(conn, now, (uint8_t)index);
+        return;
+    }
     for (uint32_t i = 0; i < QUIC_PATHS; i++) {
         if (i != index && conn->paths[i].used && conn->paths[i].validated) {
             bool same_ip = quic_addr_same_ip(&p->peer, &conn->paths[i].peer);
@@ -296,10 +309,23 @@ void quic_mtu_on_probe(struct quic_conn *conn, uint64_t now, bool acked, uint16_
     }
 }
 
+void quic_mtu_on_ack(struct quic_conn *conn, uint64_t pn, uint16_t size) {
+    struct quic_mtu *m = &conn->mtu;
+    if (size <= QUIC_MIN_INITIAL_BYTES || pn < m->acked_pn)
+        return;
+    m->acked_pn = pn;
+    m->acked_size = size;
+    if (size >= m->lost_size)
+        m->black_hole = 0;
+}
+
 void quic_mtu_on_loss(struct quic_conn *conn, uint64_t pn, uint16_t size) {
     struct quic_mtu *m = &conn->mtu;
-    if (size <= QUIC_MIN_INITIAL_BYTES || size != m->current || pn < m->full_acked_pn ||
-        ++m->black_hole < BLACK_HOLE_LOSSES)
+    if (size <= QUIC_MIN_INITIAL_BYTES || (pn < m->acked_pn && size <= m->acked_size))
+        return;
+    if (!m->black_hole || size < m->lost_size)
+        m->lost_size = size;
+    if (++m->black_hole < BLACK_HOLE_LOSSES)
         return;
     /* RFC 8899 section 4.3: the path no longer carries this size. Fall back and search again below it. */
     uint8_t next = m->candidate;

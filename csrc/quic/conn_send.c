@@ -251,16 +251,12 @@ static bool send_handshake(struct quic_conn *conn, uint64_t now, struct quic_tx 
     bool only_ack = !congestion_allows(conn, now, probing);
     if (!handshake_pending(conn, now, only_ack))
         return false;
-    uint64_t allowance = quic_path_allowance(quic_active_path(conn));
-    bool initial_due = quic_write_pending(conn, now, QUIC_SPACE_INITIAL, only_ack);
-    size_t room = quic_min(tx->cap, QUIC_MIN_INITIAL_BYTES);
-    if (allowance < room) {
-        if (initial_due || allowance < 128) { /* Not even a useful Handshake packet fits. */
-            quic_count(conn, STOQ_COUNTER_AMPLIFICATION_BLOCKED, 1);
-            return false;
-        }
-        room = allowance;
+    if (quic_path_blocked(conn)) {
+        quic_count(conn, STOQ_COUNTER_AMPLIFICATION_BLOCKED, 1);
+        return false;
     }
+    size_t room =
+        quic_min(quic_min(tx->cap, QUIC_MIN_INITIAL_BYTES), quic_path_allowance(quic_active_path(conn)));
     uint8_t *at = tx->data, *limit = tx->data + room;
     struct quic_packet_builder built[QUIC_SPACE_COUNT];
     unsigned n = 0;
@@ -350,13 +346,14 @@ static bool send_data(struct quic_conn *conn, uint64_t now, struct quic_tx *tx) 
     /* A probe after several PTOs may be up against a black hole: use the size every path carries. */
     if (space->probes && conn->recovery.pto_count > 1)
         size = QUIC_MIN_INITIAL_BYTES;
-    if (size > tx->cap || amplification < QUIC_MIN_INITIAL_BYTES) {
-        if (amplification < QUIC_MIN_INITIAL_BYTES)
-            quic_count(conn, STOQ_COUNTER_AMPLIFICATION_BLOCKED, 1);
+    if (quic_path_blocked(conn)) {
+        quic_count(conn, STOQ_COUNTER_AMPLIFICATION_BLOCKED, 1);
         return false;
     }
     if (size > amplification)
-        size = QUIC_MIN_INITIAL_BYTES;
+        size = amplification;
+    if (size > tx->cap)
+        return false;
     struct quic_packet_builder b;
     const uint8_t *samples[CRYPTO_HP_BATCH];
     uint8_t *starts[CRYPTO_HP_BATCH];

@@ -213,7 +213,7 @@ static void write_datagrams(struct quic_packet_builder *b) {
             commit(b, p + d->len, QUIC_FRAME_DATAGRAM);
             quic_count(conn, STOQ_COUNTER_DATAGRAM_FRAMES_SENT, 1);
         }
-        host->free(host->ctx, d->data, d->len);
+        host->free(host->ctx, d->data, d->len ? d->len : 1);
         q->head++;
     }
 }

@@ -468,10 +468,12 @@ static void first_packet(struct quic_conn *conn, const struct quic_packet_info *
     if (conn->refuse_token)
         quic_conn_fail(conn, info->now, QUIC_INVALID_TOKEN, 0,
                        "Retry token is expired or for another address");
-    if (!quic_is_open(conn))
-        conn->detached = true; /* Refused before anybody heard of it. */
-    else
+    if (quic_is_open(conn)) {
         quic_schedule_event(conn);
+        return;
+    }
+    conn->detached = true; /* Over before anybody heard of it. */
+    leave_event_list(conn);
 }
 
 /* One datagram: its coalesced packets in turn (section 12.2). */

@@ -270,21 +270,24 @@ int quic_params_decode(const uint8_t *data, size_t len, bool from_server, struct
     seen.low = 0;
     seen.count = 0;
     quic_params_defaults(out);
-    *why = NULL;
-    while (*why == NULL && quic_left(&r) > 0) {
+    const char *wrong = NULL;
+    while (wrong == NULL && quic_left(&r) > 0) {
         uint64_t id, value_len;
         if (!quic_read_varint(&r, &id) || !quic_read_varint(&r, &value_len) || value_len > quic_left(&r)) {
-            *why = "transport parameters are truncated";
+            wrong = "transport parameters are truncated";
             break;
         }
         struct quic_reader value = {r.p, r.p + value_len};
         r.p = value.end;
-        *why = seen_before(&seen, id) ? "transport parameter sent twice"
-                                      : decode_one(id, value, from_server, out);
+        wrong = seen_before(&seen, id) ? "transport parameter sent twice"
+                                       : decode_one(id, value, from_server, out);
     }
-    if (*why == NULL && !out->has_initial_scid)
-        *why = "initial_source_connection_id is absent";
-    if (*why == NULL && from_server && !out->has_original_dcid)
-        *why = "original_destination_connection_id is absent";
-    return *why == NULL ? 0 : QUIC_TRANSPORT_PARAMETER_ERROR;
+    if (wrong == NULL && !out->has_initial_scid)
+        wrong = "initial_source_connection_id is absent";
+    if (wrong == NULL && from_server && !out->has_original_dcid)
+        wrong = "original_destination_connection_id is absent";
+    if (wrong == NULL)
+        return 0; /* `why` stays what the caller had in mind for its own checks. */
+    *why = wrong;
+    return QUIC_TRANSPORT_PARAMETER_ERROR;
 }

@@ -37,11 +37,11 @@ void quic_params_defaults(struct quic_params *p);
  * parameter (31 * n + 27) chosen by `grease`. */
 size_t quic_params_encode(const struct quic_params *p, bool server, uint64_t grease, uint8_t *out,
                           size_t cap);
-/* `from_server`: who sent them. 0, or TRANSPORT_PARAMETER_ERROR with `*why` a constant text: truncated,
- * duplicate, value out of range (max_udp_payload_size < 1200, ack_delay_exponent > 20, max_ack_delay >= 2^14,
- * active_connection_id_limit < 2, streams > 2^60), wrong length, server-only parameter from a client,
- * preferred_address with an empty cid, initial_scid absent, original_dcid absent from a server. Unknown ones
- * are ignored, but checked for duplicates up to 64 of them. */
+/* `from_server`: who sent them. 0, or TRANSPORT_PARAMETER_ERROR with `*why` a constant text (untouched on
+ * success): truncated, duplicate, value out of range (max_udp_payload_size < 1200, ack_delay_exponent > 20,
+ * max_ack_delay >= 2^14, active_connection_id_limit < 2, streams > 2^60), wrong length, server-only parameter
+ * from a client, preferred_address with an empty cid, initial_scid absent, original_dcid absent from a
+ * server. Unknown ones are ignored, but checked for duplicates up to 64 of them. */
 int quic_params_decode(const uint8_t *data, size_t len, bool from_server, struct quic_params *out,
                        const char **why);
 

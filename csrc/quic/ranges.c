@@ -15,7 +15,7 @@ void quic_ranges_init(struct quic_ranges *set, uint32_t limit) {
 }
 
 void quic_ranges_clear(struct quic_ranges *set, const struct quic_host *host) {
-    if (set->v != set->inline_v)
+    if (set->cap > QUIC_RANGES_INLINE) /* Only then has it grown: zeroed memory is a set to clear, too. */
         host->free(host->ctx, set->v, set->cap * sizeof *set->v);
     quic_ranges_init(set, set->limit);
 }

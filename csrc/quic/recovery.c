@@ -171,7 +171,7 @@ uint64_t quic_recovery_deadline(const struct quic_conn *conn, enum quic_space_id
     if (*is_loss)
         return earliest;
     /* A server at its anti-amplification limit cannot send a probe (section 6.2.2.1). */
-    if (conn->server && quic_path_allowance(&conn->paths[conn->active_path]) < QUIC_MIN_INITIAL_BYTES)
+    if (quic_path_blocked(conn))
         return QUIC_NEVER;
     return pto_deadline(conn, which);
 }
@@ -206,10 +206,15 @@ void quic_recovery_on_timer(struct quic_conn *conn, uint64_t now) {
     quic_count(conn, STOQ_COUNTER_PTO, 1);
     space->probes = 2; /* Section 6.2.4: one or two; two survive one more loss. */
     queue_probe_data(conn, id);
-    /* During the handshake the other level's flight may be what the peer waits for. */
-    if (id == QUIC_SPACE_INITIAL && conn->spaces[QUIC_SPACE_HANDSHAKE].eliciting_in_flight) {
-        conn->spaces[QUIC_SPACE_HANDSHAKE].probes = 1;
-        queue_probe_data(conn, QUIC_SPACE_HANDSHAKE);
+    /* Section 6.2.4: with data in flight at other levels, probe there too: theirs may be the keys the peer still has. */
+    for (int other = 0; other < QUIC_SPACE_COUNT; other++) {
+        struct quic_space *o = &conn->spaces[other];
+        bool useful = other == QUIC_SPACE_APP ? conn->handshake_done && quic_can_send(&o->keys)
+                                              : o->eliciting_in_flight > 0 || quic_crypto_pending(&o->crypto);
+        if (other == (int)id || !useful)
+            continue;
+        o->probes = 1;
+        queue_probe_data(conn, other);
     }
 }
 

@@ -30,8 +30,9 @@ enum quic_sent_state { QUIC_SENT_EMPTY = 0, QUIC_SENT_OUT, QUIC_SENT_ACKED, QUIC
 #define QUIC_SENT_IN_FLIGHT 0x02u
 #define QUIC_SENT_MTU_PROBE 0x04u
 #define QUIC_SENT_ECT       0x08u
-#define QUIC_SENT_OLD_PATH  0x10u /* Sent before a migration: no part in congestion control or RTT any more. \
-                                   */
+#define QUIC_SENT_OLD_PATH                                                                                   \
+    0x10u /* Sent before a migration: no part in congestion control or RTT any more.                         \
+           */
 
 struct quic_sent_packet {
     uint64_t time_ns;

@@ -144,7 +144,7 @@ bool quic_send_part_acked(struct quic_send_part *s, const struct quic_host *host
         s->fin_acked = true;
         s->fin_lost = false;
     }
-    if (end > s->base) {
+    if (len && end > s->base) {
         if (offset <= s->base)
             s->base = end;
         else

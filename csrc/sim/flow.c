@@ -290,6 +290,7 @@ bool flow_event(struct run *run, struct end *end, const struct stoq_event *e) {
                         (unsigned long long)e->stream);
     t->known |= end->side != t->plan->initiator;
     c->dirty = true;
+    end->heard |= e->type != STOQ_EVENT_STREAM_ACKED || e->value > 0;
     switch (e->type) {
     case STOQ_EVENT_STREAM_DATA:
         return on_data(run, end, t, direction, e);

@@ -166,7 +166,7 @@ static bool may_move(const struct run *run) {
             continue;
         const struct end *client = c->ends[0], *server = c->ends[1];
         bool over = client && client->closed;
-        if (!over && !(client && server && client->connected && server->connected))
+        if (!over && !(client && server && client->heard && server->connected))
             return false;
     }
     return true;

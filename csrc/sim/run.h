@@ -55,6 +55,7 @@ struct end {
     bool connected; /* CONNECTED */
     bool closing;   /* We sent CLOSE or DETACH. */
     bool detached;
+    bool heard;  /* Stream data or its acknowledgement came: the handshake is confirmed in effect. */
     bool closed; /* CLOSED */
     uint8_t closed_flags;
     uint64_t closed_code;

@@ -1,6 +1,7 @@
 /* Size-class allocator over one mapping; arena.h draws it. */
 #define _GNU_SOURCE
 #include "arena.h"
+#include "poison.h"
 
 #include <string.h>
 #include <sys/mman.h>
@@ -52,16 +53,20 @@ bool arena_init(struct arena *a, size_t bytes)
 
 void arena_destroy(struct arena *a)
 {
-    if (a->base)
+    if (a->base) {
+        unpoison(a->base, a->fresh); /* Whoever maps this place next starts clean. */
         munmap(a->base, a->bytes);
+    }
     memset(a, 0, sizeof *a);
 }
 
 static void push(struct arena *a, unsigned class, void *p)
 {
     struct arena_block *block = p;
+    unpoison(block, sizeof *block);
     block->next = a->free[class];
     a->free[class] = block;
+    poison(block + 1, arena_class_bytes(class) - sizeof *block);
 }
 
 static void *pop(struct arena *a, unsigned class)
@@ -102,7 +107,9 @@ void *arena_alloc(struct arena *a, size_t bytes)
     size_t size = arena_class_bytes(class);
     void *p;
     if (a->free[class]) {
-        p = memset(pop(a, class), 0, bytes);
+        p = pop(a, class);
+        unpoison(p, bytes);
+        memset(p, 0, bytes);
     } else if (a->bytes - a->fresh >= size) {
         p = a->base + a->fresh; /* The kernel's zeroes. */
         a->fresh += size;
@@ -110,8 +117,10 @@ void *arena_alloc(struct arena *a, size_t bytes)
         p = cut(a, class);
         if (!p)
             return NULL;
+        unpoison(p, bytes);
         memset(p, 0, bytes);
     }
+    poison((uint8_t *)p + bytes, size - bytes);
     a->used += size;
     return p;
 }

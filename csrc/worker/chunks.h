@@ -128,10 +128,13 @@ static inline void receive_pool_ref(struct receive_pool *r, uint32_t chunk)
     r->state[chunk].refs++;
 }
 
+/* The last reference is gone. */
+void receive_pool_release(struct receive_pool *r, uint32_t chunk);
+
 static inline void receive_pool_unref(struct receive_pool *r, uint32_t chunk)
 {
     if (--r->state[chunk].refs == 0)
-        chunk_pool_give(&r->pool, chunk);
+        receive_pool_release(r, chunk);
 }
 
 /* One reference passes to the control plane. */

@@ -35,6 +35,7 @@ static int decode_bytes(const uint8_t *bytes, size_t len, bool from_server, stru
                         const char **why) {
     uint8_t *copy = malloc(len + 1);
     memcpy(copy + 1, bytes, len);
+    *why = NULL; /* Untouched on success. */
     int error = quic_params_decode(copy + 1, len, from_server, out, why);
     free(copy);
     CHECK_EQ(error, *why == NULL ? 0 : QUIC_TRANSPORT_PARAMETER_ERROR);

@@ -181,12 +181,22 @@ static void extremes(void) {
     CHECK_EQ(set.count, 0);
 }
 
+static void clear_zeroed(void) {
+    struct leaf_memory memory = {0};
+    struct quic_host host = leaf_host(&memory);
+    struct quic_ranges set = {0}; /* The part of a stream that it does not have. */
+    quic_ranges_clear(&set, &host);
+    CHECK_EQ(memory.blocks, 0); /* Nothing was given back that was never taken. */
+    CHECK_EQ(set.count, 0);
+}
+
 static const struct check_case cases[] = {
     {"against_bitmap", against_bitmap},
     {"in_order_stays_inline", in_order_stays_inline},
     {"growth_doubles_and_stops", growth_doubles_and_stops},
     {"no_memory", no_memory},
     {"extremes", extremes},
+    {"clear_zeroed", clear_zeroed},
 };
 
 int main(int argc, char **argv) {

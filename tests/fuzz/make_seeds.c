@@ -1,6 +1,6 @@
 /* Writes the fuzz harnesses' seed corpora, made with the engine's own encoders and the packets of RFC 9001:
  *
- *      make_seeds DIR      writes DIR/header, DIR/frame, DIR/params, DIR/token (made if absent)
+ *      make_seeds DIR      writes DIR/header, DIR/frame, DIR/params, DIR/token, DIR/receive (made if absent)
  *
  * Built rather than stored, so that the seeds are what the encoders write today.
  */
@@ -64,35 +64,38 @@ static void headers(void) {
     write_seed("header", "coalesced", 8, out, (size_t)(p - out) + 40);
 }
 
+/* Packet payloads, for the harnesses frame and receive. */
+static const struct {
+    const char *name;
+    uint8_t packet; /* 0 Initial, 1 Handshake, 2 0-RTT, 3 1-RTT */
+    uint8_t len;
+    uint8_t bytes[40];
+} payloads[] = {
+    {"padding_ping", 0, 12, {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0}},
+    {"ack", 3, 9, {0x02, 0x40, 0x64, 0x05, 0x02, 0x03, 0x01, 0x02, 0x03}},
+    {"ack_ecn", 1, 10, {0x03, 0x0a, 0x05, 0x01, 0x01, 0x02, 0x01, 0x01, 0x02, 0x03}},
+    {"crypto", 1, 7, {0x06, 0x41, 0x00, 0x03, 'a', 'b', 'c'}},
+    {"stream_all", 3, 10, {0x0f, 0x44, 0x01, 0x50, 0x00, 0x03, 'a', 'b', 'c', 0x01}},
+    {"stream_rest", 2, 5, {0x09, 0x04, 'a', 'b', 'c'}},
+    {"stream_offset", 3, 6, {0x0c, 0x04, 0x20, 'a', 'b', 'c'}},
+    {"reset_stop", 3, 8, {0x04, 0x04, 0x07, 0x40, 0x99, 0x05, 0x04, 0x09}},
+    {"limits",
+     3,
+     15,
+     {0x10, 0x50, 0x00, 0x11, 0x04, 0x20, 0x12, 0x08, 0x13, 0x08, 0x14, 0x20, 0x16, 0x08, 0x01}},
+    {"blocked", 2, 5, {0x15, 0x04, 0x20, 0x17, 0x08}},
+    {"new_connection_id", 3, 26, {0x18, 0x05, 0x03, 0x04, 1, 2, 3, 4, V16, 0x19, 0x01}},
+    {"path", 3, 18, {0x1a, 1, 2, 3, 4, 5, 6, 7, 8, 0x1b, 1, 2, 3, 4, 5, 6, 7, 8}},
+    {"close", 0, 7, {0x1c, 0x41, 0x00, 0x06, 0x02, 'n', 'o'}},
+    {"close_app", 3, 6, {0x1d, 0x41, 0x00, 0x02, 'n', 'o'}},
+    {"token_done", 3, 6, {0x07, 0x03, 't', 'o', 'k', 0x1e}},
+    {"datagrams", 3, 8, {0x31, 0x02, 'h', 'i', 0x30, 'r', 's', 't'}},
+};
+#define PAYLOAD_COUNT (sizeof payloads / sizeof payloads[0])
+
 static void frames(void) {
-    static const struct {
-        const char *name;
-        uint8_t packet; /* 0 Initial, 1 Handshake, 2 0-RTT, 3 1-RTT */
-        uint8_t len;
-        uint8_t bytes[40];
-    } seeds[] = {
-        {"padding_ping", 0, 12, {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0}},
-        {"ack", 3, 9, {0x02, 0x40, 0x64, 0x05, 0x02, 0x03, 0x01, 0x02, 0x03}},
-        {"ack_ecn", 1, 10, {0x03, 0x0a, 0x05, 0x01, 0x01, 0x02, 0x01, 0x01, 0x02, 0x03}},
-        {"crypto", 1, 7, {0x06, 0x41, 0x00, 0x03, 'a', 'b', 'c'}},
-        {"stream_all", 3, 10, {0x0f, 0x44, 0x01, 0x50, 0x00, 0x03, 'a', 'b', 'c', 0x01}},
-        {"stream_rest", 2, 5, {0x09, 0x04, 'a', 'b', 'c'}},
-        {"stream_offset", 3, 6, {0x0c, 0x04, 0x20, 'a', 'b', 'c'}},
-        {"reset_stop", 3, 8, {0x04, 0x04, 0x07, 0x40, 0x99, 0x05, 0x04, 0x09}},
-        {"limits",
-         3,
-         15,
-         {0x10, 0x50, 0x00, 0x11, 0x04, 0x20, 0x12, 0x08, 0x13, 0x08, 0x14, 0x20, 0x16, 0x08, 0x01}},
-        {"blocked", 2, 5, {0x15, 0x04, 0x20, 0x17, 0x08}},
-        {"new_connection_id", 3, 26, {0x18, 0x05, 0x03, 0x04, 1, 2, 3, 4, V16, 0x19, 0x01}},
-        {"path", 3, 18, {0x1a, 1, 2, 3, 4, 5, 6, 7, 8, 0x1b, 1, 2, 3, 4, 5, 6, 7, 8}},
-        {"close", 0, 7, {0x1c, 0x41, 0x00, 0x06, 0x02, 'n', 'o'}},
-        {"close_app", 3, 6, {0x1d, 0x41, 0x00, 0x02, 'n', 'o'}},
-        {"token_done", 3, 6, {0x07, 0x03, 't', 'o', 'k', 0x1e}},
-        {"datagrams", 3, 8, {0x31, 0x02, 'h', 'i', 0x30, 'r', 's', 't'}},
-    };
-    for (size_t i = 0; i < sizeof seeds / sizeof seeds[0]; i++)
-        write_seed("frame", seeds[i].name, seeds[i].packet, seeds[i].bytes, seeds[i].len);
+    for (size_t i = 0; i < PAYLOAD_COUNT; i++)
+        write_seed("frame", payloads[i].name, payloads[i].packet, payloads[i].bytes, payloads[i].len);
     write_seed("frame", "rfc9001_client", 0, rfc9001_client_crypto_frame, sizeof rfc9001_client_crypto_frame);
     write_seed("frame", "rfc9001_server", 0, rfc9001_server_payload, sizeof rfc9001_server_payload);
 }
@@ -141,8 +144,66 @@ static void tokens(void) {
     }
 }
 
+/* Operations of fuzz_receive.c. */
+enum {
+    SLEEP = 0,
+    APPLICATION = 1,
+    LOSE = 2,
+    TALK = 3,
+    RAW = 4,
+    ADVANCE = 5,
+    NO_MEMORY = 6,
+    DRAIN = 7,
+    INJECT = 8
+};
+
+static void receive(void) {
+    static const uint8_t spaces[] = {3, 2, 0, 0}; /* inject's low flag bits, by the payloads' packet type. */
+    uint8_t ops[100];
+    for (size_t i = 0; i < 2 * PAYLOAD_COUNT; i++) {
+        char name[64];
+        size_t k = i / 2, n = 0;
+        uint8_t victim = i & 1, packet = payloads[k].packet, stage = packet == 0 ? 1 : packet == 1 ? 3 : 4;
+        snprintf(name, sizeof name, "%s_%u", payloads[k].name, victim);
+        /* The attacked side has sent a stream that was lost, a datagram too. */
+        static const uint8_t before[] = {APPLICATION, 0, 0, 0, 4, 5, 1, APPLICATION, 5, 9, LOSE};
+        memcpy(ops, before, sizeof before);
+        n = sizeof before;
+        ops[3] = victim; /* Its first stream: 0 or 1. */
+        ops[n++] = INJECT;
+        ops[n++] = spaces[packet];
+        ops[n++] = payloads[k].len;
+        memcpy(ops + n, payloads[k].bytes, payloads[k].len);
+        n += payloads[k].len;
+        ops[n++] = 2; /* ECT(0) */
+        ops[n++] = SLEEP;
+        ops[n++] = 28; /* 0.27 s: loss detection, PTO. */
+        ops[n++] = LOSE;
+        write_seed("receive", name, (uint8_t)(victim | stage << 2), ops, n);
+    }
+    static const uint8_t handshake[] = {ADVANCE, ADVANCE, LOSE, SLEEP, 30, TALK,
+                                        ADVANCE, ADVANCE, TALK, SLEEP, 25, TALK};
+    static const uint8_t update[] = {TALK, APPLICATION, 6, 0,      TALK, INJECT, 4, 1, 1, 0,     INJECT, 4,
+                                     1,    1,           0, INJECT, 8,    2,      1, 1, 0, SLEEP, 34};
+    static const uint8_t migrate[] = {INJECT, 64, 1, 1, 1, 0, LOSE, INJECT, 64, 9,     0x1b, 1,
+                                      2,      3,  4, 5, 6, 7, 8,    1,      0,  SLEEP, 31,   LOSE};
+    static const uint8_t starved[] = {NO_MEMORY, 5, APPLICATION, 0,    0, 0, 16, 0, 0, LOSE,
+                                      INJECT,    0, 5,           0x0a, 0, 2, 1,  2, 0};
+    for (uint8_t victim = 0; victim < 2; victim++) {
+        char name[64];
+        snprintf(name, sizeof name, "handshake_%u", victim);
+        write_seed("receive", name, victim, handshake, sizeof handshake);
+        snprintf(name, sizeof name, "update_%u", victim);
+        write_seed("receive", name, victim | 16, update, sizeof update);
+        snprintf(name, sizeof name, "migrate_%u", victim);
+        write_seed("receive", name, victim | 16, migrate, sizeof migrate);
+        snprintf(name, sizeof name, "starved_%u", victim);
+        write_seed("receive", name, victim | 16, starved, sizeof starved);
+    }
+}
+
 int main(int argc, char **argv) {
-    static const char *const harnesses[] = {"header", "frame", "params", "token"};
+    static const char *const harnesses[] = {"header", "frame", "params", "token", "receive"};
     if (argc != 2) {
         fprintf(stderr, "usage: make_seeds DIR\n");
         return 2;
@@ -158,5 +219,6 @@ int main(int argc, char **argv) {
     frames();
     params();
     tokens();
+    receive();
     return 0;
 }
