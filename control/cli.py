@@ -67,6 +67,7 @@ def dev_certs_command(
 def _add_commands() -> None:
     """Commands that need the compiled data plane; without it dev-certs and help still work."""
     from control import hq, node, perf, run
+    from control.bench.commands import bench_group
 
     for command in (
         node.serve_command,
@@ -75,6 +76,7 @@ def _add_commands() -> None:
         run.run_command,
         hq.hq_group,
         perf.perf_group,
+        bench_group,
     ):
         cli.add_command(command)
 

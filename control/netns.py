@@ -61,6 +61,7 @@ class Namespace:
 
     name: str
     address: str
+    link_address: str
 
     def wrap(self, argv: list[str]) -> list[str]:
         """The command line that runs `argv` in this namespace. (`ip netns exec` would hide /sys and
@@ -74,8 +75,8 @@ class Pair:
 
     def __init__(self, mtu: int = 1500) -> None:
         self.mtu = mtu
-        self.a = Namespace(f"stoq-{os.getpid()}-a", "fd00::1")
-        self.b = Namespace(f"stoq-{os.getpid()}-b", "fd00::2")
+        self.a = Namespace(f"stoq-{os.getpid()}-a", "fd00::1", "02:00:00:00:00:01")
+        self.b = Namespace(f"stoq-{os.getpid()}-b", "fd00::2", "02:00:00:00:00:02")
 
     def create(self) -> None:
         """Make both ends. Raises NetnsError, leaving nothing behind."""
@@ -84,14 +85,22 @@ class Pair:
             for end in (self.a, self.b):
                 _ip("netns", "add", end.name)
             _ip(
-                *("link", "add", INTERFACE, "netns", self.a.name, "mtu", str(self.mtu), "type", "veth"),
-                *("peer", "name", INTERFACE, "netns", self.b.name, "mtu", str(self.mtu)),
+                *("link", "add", INTERFACE, "netns", self.a.name, "address", self.a.link_address),
+                *("mtu", str(self.mtu), "type", "veth"),
+                *("peer", "name", INTERFACE, "netns", self.b.name, "address", self.b.link_address),
+                *("mtu", str(self.mtu)),
             )
-            for end in (self.a, self.b):
+            for end, other in ((self.a, self.b), (self.b, self.a)):
                 # nodad: usable at once, without waiting for duplicate address detection.
                 _ip("-n", end.name, "address", "add", f"{end.address}/64", "dev", INTERFACE, "nodad")
                 _ip("-n", end.name, "link", "set", "lo", "up")
                 _ip("-n", end.name, "link", "set", INTERFACE, "up")
+                # A new link loses the first neighbour solicitation, and the next comes a second later: a
+                # handshake would be measured a second too long.
+                _ip(
+                    *("-n", end.name, "neighbour", "replace", other.address, "lladdr", other.link_address),
+                    *("dev", INTERFACE, "nud", "permanent"),
+                )
         except BaseException:
             self.delete()
             raise

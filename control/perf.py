@@ -7,6 +7,7 @@ certificates.
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +19,7 @@ from control.options import NodeOptions, listen_option, node_options, profile_op
 from control.report import connection_report, datapath_report
 from dataplane import STOQ_PORT, Address, Datapath, HandshakeFailed, resolve_address
 from dataplane.address import host_of
+from dataplane.stats import PerfResult
 
 
 async def serve(output: Output, options: NodeOptions, listen: str) -> None:
@@ -42,14 +44,33 @@ async def serve(output: Output, options: NodeOptions, listen: str) -> None:
     output.event("summary", **report)
 
 
-async def client(output: Output, options: NodeOptions, to: str, server_name: str | None, **args: Any) -> None:
-    """One measurement over one connection."""
+def merged(results: list[PerfResult]) -> PerfResult:
+    """Of connections that ran at the same time: sums, and of the latencies the worst of any of them."""
+    return PerfResult(
+        bytes_sent=sum(result.bytes_sent for result in results),
+        bytes_received=sum(result.bytes_received for result in results),
+        requests=sum(result.requests for result in results),
+        duration=max(result.duration for result in results),
+        latency_min=min(result.latency_min for result in results),
+        latency_p50=max(result.latency_p50 for result in results),
+        latency_p90=max(result.latency_p90 for result in results),
+        latency_p99=max(result.latency_p99 for result in results),
+        latency_max=max(result.latency_max for result in results),
+    )
+
+
+async def client(
+    output: Output, options: NodeOptions, to: str, server_name: str | None, connections: int, **args: Any
+) -> None:
+    """One measurement; the figures of the path are the first connection's."""
     address = await resolve_address(to)
-    async with options.datapath((ALPN_PERF,)) as datapath:
-        connection = await datapath.connect(address, server_name=server_name or host_of(to))
-        async with connection:
-            result = await connection.perf(**args)
-            report = await connection_report(connection) | datapath_report(datapath)
+    async with options.datapath((ALPN_PERF,)) as datapath, AsyncExitStack() as stack:
+        opened = []
+        for _ in range(connections):
+            connection = await datapath.connect(address, server_name=server_name or host_of(to))
+            opened.append(await stack.enter_async_context(connection))
+        result = merged(list(await asyncio.gather(*(connection.perf(**args) for connection in opened))))
+        report = await connection_report(opened[0]) | datapath_report(datapath)
     seconds = max(result.duration, 1e-9)
     down, up = result.bytes_received * 8 / seconds, result.bytes_sent * 8 / seconds
     output.event(
@@ -91,9 +112,13 @@ def serve_command(output: Output, /, listen: str, **options: Any) -> None:
 @click.option(
     "--upload", "upload_bytes", type=click.IntRange(0), default=0, help="Bytes to send on each stream."
 )
-@click.option("--streams", type=click.IntRange(1), default=1, help="Streams at a time.")
+@click.option("--streams", type=click.IntRange(1), default=1, help="Streams at a time, each connection.")
+@click.option("--connections", type=click.IntRange(1), default=1, help="Connections at a time.")
 @click.option(
-    "--requests", type=click.IntRange(0), default=0, help="Streams in all; 0: until --seconds are over."
+    "--requests",
+    type=click.IntRange(0),
+    default=0,
+    help="Streams in all, each connection; 0: until --seconds are over.",
 )
 @click.option("--seconds", type=click.FloatRange(0), default=0.0, help="0: until --requests are done.")
 @profile_option
@@ -107,6 +132,7 @@ def client_command(
     download_bytes: int,
     upload_bytes: int,
     streams: int,
+    connections: int,
     requests: int,
     seconds: float,
     **options: Any,
@@ -119,6 +145,7 @@ def client_command(
         NodeOptions(**options),
         to,
         server_name,
+        connections,
         download_bytes=download_bytes,
         upload_bytes=upload_bytes,
         streams=streams,

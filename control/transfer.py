@@ -187,9 +187,11 @@ async def receive_file(
     part: Path | None = None
     try:
         target = _target(directory, header, max_bytes)
-        part = target.with_name(f".{target.name}.part")
+        path = target.with_name(f".{target.name}.part")
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        part = path  # Ours from here on, so ours to remove.
         begin = time.monotonic()
-        await _write_body(stream, part, header.size, advance)
+        await _write_body(stream, descriptor, header.size, advance)
         seconds = time.monotonic() - begin
         # Read back, so that the hash is of what is stored; in a thread, because it is a second's work for a
         # gigabyte.
@@ -210,9 +212,9 @@ async def receive_file(
             part.unlink(missing_ok=True)
 
 
-async def _write_body(stream: Stream, part: Path, size: int, advance: Advance | None) -> None:
+async def _write_body(stream: Stream, descriptor: int, size: int, advance: Advance | None) -> None:
     left = size
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
+    with open(descriptor, "wb", buffering=0) as file:
         while True:
             async with stream.read_view() as view:
                 if not view:

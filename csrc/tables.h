@@ -82,7 +82,7 @@
     X(CONNECTIONS_ACCEPTED, connections_accepted, "connections created as server")                           \
     X(HANDSHAKES_COMPLETED, handshakes_completed, "TLS handshakes completed")                                \
     X(HANDSHAKES_FAILED, handshakes_failed, "connections that ended before their handshake completed")       \
-    X(CONNECTIONS_CLOSED, connections_closed, "connections ended, for whatever reason")                                        \
+    X(CONNECTIONS_CLOSED, connections_closed, "connections ended, for whatever reason")                      \
     X(IDLE_TIMEOUTS, idle_timeouts, "connections ended by idle timeout")                                     \
     X(STATELESS_RESETS_SENT, stateless_resets_sent, "stateless resets sent")                                 \
     X(STATELESS_RESETS_RECEIVED, stateless_resets_received, "connections ended by a stateless reset")        \
@@ -147,7 +147,8 @@
     X(PATH, 12, "the peer's address changed and was validated; chunk: struct stoq_path")                     \
     X(STATS, 13, "answer to STATS; chunk: struct stoq_connection_stats")                                     \
     X(PERF_DONE, 14, "perf client finished; chunk: struct stoq_perf_result")                                 \
-    X(STOPPED, 15, "the worker has stopped")
+    X(STOPPED, 15, "the worker has stopped")                                                                 \
+    X(NEW_TOKEN, 16, "the server gave an address token for a later connection; chunk: bytes")
 
 /* Congestion controllers. */
 #define STOQ_CONGESTION_CONTROLLERS(X)                                                                       \

@@ -62,7 +62,7 @@ def make_builder() -> FFI:
     builder = FFI()
     builder.cdef(declarations((CSRC / "stoq.h").read_text(encoding="utf-8")))
     libraries = ["uring", "crypto"]
-    macros: list[tuple[str, str | None]] = []
+    macros: list[tuple[str, str | None]] = [("_GNU_SOURCE", "")]
     if has_ipsec_mb():
         libraries.append("IPSec_MB")
         macros.append(("STOQ_HAVE_IPSEC_MB", "1"))

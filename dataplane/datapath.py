@@ -24,6 +24,7 @@ from dataplane.handshake import HandshakeFactory, Target
 from dataplane.port import EventTuple, Port, ffi, lib
 from dataplane.send import SendHalf
 from dataplane.tables import Command, Counter, DropReason, Event
+from dataplane.tokens import TokenCache
 
 log = logging.getLogger("stoq.datapath")
 
@@ -54,6 +55,7 @@ class Datapath:
         self._connections: dict[tuple[int, int], Connection] = {}
         self._pending: dict[int, tuple[Target, asyncio.Future[Connection]]] = {}
         self._cookies = itertools.count(1)
+        self._tokens = TokenCache()
         self._next_port = 0
         self._accepted: asyncio.Queue[Connection | None] = asyncio.Queue()
         self._stopped: set[int] = set()
@@ -161,10 +163,12 @@ class Datapath:
         request = ffi.new("struct stoq_connect *")
         set_address(request.peer, address)
         request.version = version
+        token = self._tokens.take(address)
+        request.token_len = len(token)
         cookie = next(self._cookies)
         waiter: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
         self._pending[cookie] = (Target(address, name, alpns), waiter)
-        port.put_bytes(Command.CONNECT, bytes(ffi.buffer(request)), value=cookie)
+        port.put_bytes(Command.CONNECT, bytes(ffi.buffer(request)) + token, value=cookie)
         connection: Connection | None = None
         try:
             connection = await waiter
@@ -228,6 +232,10 @@ class Datapath:
             self._on_connection(port, event)
         elif kind == Event.CLOSED:
             self._on_closed(port, connection, event)
+        elif kind == Event.NEW_TOKEN:
+            token = port.received_bytes(event[3], event[4], event[5])
+            if connection is not None:
+                self._tokens.put(connection.peer, token)
         elif kind == Event.STOPPED:
             self._stopped.add(port.worker)
             if len(self._stopped) == len(self._ports):

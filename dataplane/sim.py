@@ -87,6 +87,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Virtual seconds."""
         return self.now()
 
+    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
+        """Run `func` at once: while a thread worked, virtual time would run away."""
+        future: asyncio.Future[T] = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
     def drive(self, now: Callable[[], float], advance: Callable[[float | None], None]) -> None:
         """Take time from `now` and let it pass with `advance`."""
         self.now = now

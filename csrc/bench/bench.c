@@ -57,6 +57,15 @@ long bench_number(const char *option, const char *text, long low, long high) {
     return value;
 }
 
+double bench_seconds(const char *option, const char *text, double low, double high) {
+    char *end = NULL;
+    double value = strtod(text, &end);
+    if (end == text || *end != '\0' || !(value >= low && value <= high)) {
+        bench_fail("--%s %s: want seconds from %g to %g", option, text, low, high);
+    }
+    return value;
+}
+
 void bench_pin(int core) {
     if (core < 0) {
         return;

@@ -24,6 +24,8 @@ bench_cpu_ns(void); /* Processor time this process has used; unlike the clock, n
 struct quic_addr bench_address(const char *text, uint16_t port);
 /* A whole number within [low, high], or the end of the program. */
 long bench_number(const char *option, const char *text, long low, long high);
+/* Seconds, with a fraction or without, within [low, high], or the end of the program. */
+double bench_seconds(const char *option, const char *text, double low, double high);
 /* Keep this thread on `core`; -1 leaves it where it is. */
 void bench_pin(int core);
 /* Bound to `bind`; the options are those of the io_uring backend. Ends the program on failure. */

@@ -462,7 +462,7 @@ static struct options parse(int argc, char **argv) {
             o.batch = (uint32_t)bench_number("batch", optarg, 1, MAX_BATCH);
             break;
         case SECONDS:
-            o.seconds = (double)bench_number("seconds", optarg, 1, 600);
+            o.seconds = bench_seconds("seconds", optarg, 0.3, 600);
             break;
         case NO_CRYPTO:
             o.crypto = false;

@@ -74,6 +74,8 @@ void quic_conn_free(struct quic_conn *conn) {
     free_queue(conn, &conn->datagrams_out);
     if (conn->token)
         host->free(host->ctx, conn->token, conn->token_len);
+    if (conn->new_token)
+        host->free(host->ctx, conn->new_token, conn->new_token_len);
     host->free(host->ctx, conn, sizeof *conn);
 }
 
@@ -339,6 +341,12 @@ void quic_conn_key_update(struct quic_conn *conn, uint64_t now) {
      * keys are kept. */
     bool acked = space->largest_acked != QUIC_NO_PN && space->largest_acked >= conn->phase_first_sent_pn;
     if (!conn->confirmed || !acked || conn->key_phase != conn->recv_phase || conn->previous_keys_until_ns) {
+        /* Tried again at every turn of the connection. Who only receives has to provoke that acknowledgement.
+         */
+        if (!acked && !conn->key_update_wanted) {
+            conn->owes |= QUIC_OWES_PING;
+            quic_schedule_send(conn);
+        }
         conn->key_update_wanted = true;
         return;
     }

@@ -227,6 +227,8 @@ struct quic_conn {
     bool refuse_token;
     uint64_t told_key_updates;
     bool path_changed;
+    uint8_t *new_token; /* Client: from the last NEW_TOKEN, until the reader has it. */
+    uint32_t new_token_len;
 
     struct quic_conn_stats stats;
 };

@@ -123,6 +123,19 @@ static bool datagram_event(struct quic_conn *conn, struct quic_event *e) {
     return true;
 }
 
+static bool token_event(struct quic_conn *conn, struct quic_event *e) {
+    const struct quic_host *host = quic_host_of(conn);
+    if (!conn->new_token)
+        return false;
+    memcpy(conn->ep->crypto_scratch, conn->new_token, conn->new_token_len);
+    e->type = STOQ_EVENT_NEW_TOKEN;
+    e->data = conn->ep->crypto_scratch;
+    e->len = conn->new_token_len;
+    host->free(host->ctx, conn->new_token, conn->new_token_len);
+    conn->new_token = NULL;
+    return true;
+}
+
 static bool closed_event(struct quic_conn *conn, struct quic_event *e) {
     if (quic_is_open(conn) || conn->closed_told)
         return false;
@@ -161,6 +174,8 @@ bool quic_conn_poll(struct quic_conn *conn, struct quic_event *e) {
         e->value = conn->key_updates;
         return true;
     }
+    if (token_event(conn, e))
+        return true;
     if (conn->path_changed) {
         conn->path_changed = false;
         e->type = STOQ_EVENT_PATH;

@@ -50,6 +50,24 @@ static int on_datagram(struct quic_conn *conn, const struct quic_frame *f, const
     return 0;
 }
 
+/* Section 8.1.3: kept for the reader, the latest only; remembering it across connections is the control
+ * plane's. */
+static int on_new_token(struct quic_conn *conn, const struct quic_frame *f) {
+    const struct quic_host *host = quic_host_of(conn);
+    if (f->len > QUIC_MIN_INITIAL_BYTES / 2)
+        return 0; /* It would crowd out the ClientHello. */
+    uint8_t *copy = host->alloc(host->ctx, f->len);
+    if (!copy)
+        return QUIC_NOT_NOW;
+    if (conn->new_token)
+        host->free(host->ctx, conn->new_token, conn->new_token_len);
+    memcpy(copy, f->data, f->len);
+    conn->new_token = copy;
+    conn->new_token_len = (uint32_t)f->len;
+    quic_schedule_event(conn);
+    return 0;
+}
+
 static int one_frame(struct quic_conn *conn, const struct quic_packet_info *info, enum quic_space_id id,
                      const struct quic_frame *f, uint8_t path, const uint8_t *dcid, const char **why) {
     switch (f->type) {
@@ -73,7 +91,7 @@ static int one_frame(struct quic_conn *conn, const struct quic_packet_info *info
             *why = "NEW_TOKEN from a client";
             return QUIC_PROTOCOL_VIOLATION;
         }
-        return 0; /* Remembering it across connections is the control plane's, with session resumption. */
+        return on_new_token(conn, f);
     case QUIC_FRAME_STREAM:
         return quic_stream_on_data(conn, f, why);
     case QUIC_FRAME_MAX_DATA:

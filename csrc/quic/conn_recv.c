@@ -156,6 +156,7 @@ static void peer_updated_keys(struct quic_conn *conn, uint64_t now, uint64_t pn)
     bool ok = quic_keys_rotate_receive(keys);
     conn->recv_phase ^= 1;
     conn->phase_first_recv_pn = pn;
+    conn->key_update_wanted = false; /* This was one. */
     conn->previous_keys_until_ns = now + 3 * quic_recovery_pto(conn, QUIC_SPACE_APP);
     if (conn->key_phase != conn->recv_phase) {
         ok = ok && quic_keys_rotate_send(keys);

@@ -337,8 +337,9 @@ static bool key_limits(struct quic_conn *conn, uint64_t now) {
 
 static bool send_data(struct quic_conn *conn, uint64_t now, struct quic_tx *tx) {
     struct quic_space *space = quic_app(conn);
-    if (!quic_can_send(&space->keys) || !quic_write_pending(conn, now, QUIC_SPACE_APP, false) ||
-        !key_limits(conn, now))
+    /* Keys first: an update that was put off may be all there is to say. */
+    if (!quic_can_send(&space->keys) || !key_limits(conn, now) ||
+        !quic_write_pending(conn, now, QUIC_SPACE_APP, false))
         return false;
     uint64_t amplification = quic_path_allowance(quic_active_path(conn));
     uint64_t allowance = quic_recovery_allowance(conn, now);

@@ -276,8 +276,9 @@ static void answer_version(struct quic_endpoint *ep, const struct quic_packet_in
     struct quic_stateless *s = stateless_slot(ep, info);
     uint8_t unused;
     ep->host.random(ep->host.ctx, &unused, 1);
-    s->len = (uint16_t)quic_put_version_negotiation(s->data, sizeof s->data, h->dcid, h->dcid_len, h->scid,
-                                                    h->scid_len, unused);
+    /* Section 17.2.1: the client's ids change places, which shows it that its own packet was answered. */
+    s->len = (uint16_t)quic_put_version_negotiation(s->data, sizeof s->data, h->scid, h->scid_len, h->dcid,
+                                                    h->dcid_len, unused);
     if (!s->len) {
         quic_drop(ep, STOQ_DROP_HEADER); /* Ids of an unknown version may be too long to echo. */
         return;

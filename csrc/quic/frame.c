@@ -183,6 +183,7 @@ static bool parse_other(struct quic_reader *r, uint8_t type, struct quic_frame *
     case QUIC_FRAME_CONNECTION_CLOSE:
         return take(r, &f->code) && take(r, &f->close_frame_type) && take_counted(r, f);
     case QUIC_FRAME_CONNECTION_CLOSE_APP:
+        f->close_frame_type = 0; /* This kind has none. */
         return take(r, &f->code) && take_counted(r, f);
     case QUIC_FRAME_DATAGRAM:
         return take_rest(r, f);

@@ -206,7 +206,8 @@ void quic_recovery_on_timer(struct quic_conn *conn, uint64_t now) {
     quic_count(conn, STOQ_COUNTER_PTO, 1);
     space->probes = 2; /* Section 6.2.4: one or two; two survive one more loss. */
     queue_probe_data(conn, id);
-    /* Section 6.2.4: with data in flight at other levels, probe there too: theirs may be the keys the peer still has. */
+    /* Section 6.2.4: with data in flight at other levels, probe there too: theirs may be the keys the peer
+     * still has. */
     for (int other = 0; other < QUIC_SPACE_COUNT; other++) {
         struct quic_space *o = &conn->spaces[other];
         bool useful = other == QUIC_SPACE_APP ? conn->handshake_done && quic_can_send(&o->keys)

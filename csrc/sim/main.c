@@ -118,6 +118,7 @@ static void summary(const struct options *o, const struct totals *t, uint64_t fa
     row(o, "stream_stops", t->stops, &first);
     row(o, "datagram_frames", t->datagrams, &first);
     row(o, "path_events", t->rebinds, &first);
+    row(o, "address_tokens", t->tokens, &first);
     row(o, "turns", t->turns, &first);
     group(o, "connections", false);
     first = true;

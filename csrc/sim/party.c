@@ -30,14 +30,19 @@ static void script_put(void *ctx, uint8_t type, uint8_t level, uint8_t flags, ui
 }
 
 void party_connect(struct run *run, struct connection *c) {
-    struct stoq_connect connect = {.version = c->plan->ending == END_VERSION ? RESERVED_VERSION : 0};
-    memcpy(&connect.peer, &run->sim->server, sizeof connect.peer);
+    struct {
+        struct stoq_connect head;
+        uint8_t token[RUN_MAX_TOKEN];
+    } connect = {.head = {.version = c->plan->ending == END_VERSION ? RESERVED_VERSION : 0,
+                          .token_len = run->token_len}};
+    memcpy(&connect.head.peer, &run->sim->server, sizeof connect.head.peer);
+    memcpy(connect.token, run->token, run->token_len);
     struct stoq_command command = {.type = STOQ_COMMAND_CONNECT,
                                    .value = (uint64_t)(c - run->connections) + 1};
     c->started = true;
     run->totals->connections++;
     run->totals->endings[c->plan->ending]++;
-    run_command_data(run, SIM_CLIENT, command, &connect, sizeof connect);
+    run_command_data(run, SIM_CLIENT, command, &connect, (uint32_t)sizeof connect.head + run->token_len);
 }
 
 static bool on_connection(struct run *run, uint32_t side, const struct stoq_event *e) {
@@ -106,6 +111,13 @@ static bool on_crypto(struct run *run, struct end *end, const struct stoq_event 
 }
 
 static bool on_connected(struct run *run, struct end *end, const struct stoq_event *e) {
+    struct connection *c = end->connection;
+    /* A server that closed early and unheard is met again by the client's repeated Initial, as another
+     * connection: what looked like the work of a late duplicate has a client after all. */
+    if (end->ghost && c->ends[end->side]->closed && !c->ends[end->side]->connected) {
+        end->ghost = false;
+        c->ends[end->side] = end;
+    }
     if (end->connected || end->tls.stage != SCRIPT_COMPLETE || end->ghost)
         return run_fail(run, "%s: CONNECTED twice or before its handshake was complete",
                         side_name(end->side));
@@ -115,6 +127,15 @@ static bool on_connected(struct run *run, struct end *end, const struct stoq_eve
     end->connected = true;
     end->connected_ns = run_now(run);
     run->totals->connected++;
+    return true;
+}
+
+static bool on_new_token(struct run *run, struct end *end, const struct stoq_event *e) {
+    if (end->side != SIM_CLIENT || !e->len || e->len > RUN_MAX_TOKEN || e->chunk == STOQ_NO_CHUNK)
+        return run_fail(run, "%s: NEW_TOKEN of %u bytes", side_name(end->side), e->len);
+    memcpy(run->token, stoq_receive_chunk(run->dp, end->side, e->chunk) + e->chunk_offset, e->len);
+    run->token_len = e->len;
+    run->totals->tokens++;
     return true;
 }
 
@@ -233,8 +254,11 @@ static bool check_timeout(struct run *run, struct end *end) {
      * read with. */
     if (peer_gone && (!s->lossless || !end->connected))
         return true;
-    return run_fail(run, "%s: timed out%s", side_name(end->side),
-                    peer_gone ? " although the peer's close cannot have been lost" : ", nothing explains it");
+    char what[200];
+    run_unfinished(c, what, sizeof what);
+    return run_fail(
+        run, "%s: connection %d timed out%s; %s", side_name(end->side), (int)(c - run->connections),
+        peer_gone ? " although the peer's close cannot have been lost" : ", nothing explains it", what);
 }
 
 static bool check_closed(struct run *run, struct end *end, const struct stoq_event *e, const char *reason,
@@ -307,6 +331,8 @@ static bool dispatch(struct run *run, struct end *end, const struct stoq_event *
     case STOQ_EVENT_KEY_UPDATED:
     case STOQ_EVENT_STATS:
         return true;
+    case STOQ_EVENT_NEW_TOKEN:
+        return on_new_token(run, end, e);
     default:
         return run_fail(run, "%s: unexpected event %u", side_name(end->side), e->type);
     }

@@ -18,6 +18,8 @@
 
 /* Connections of one worker: those planned and what late duplicates of Initials open. */
 #define RUN_MAX_ENDS 128
+/* Bytes of an address token kept: several times what the engine's take. */
+#define RUN_MAX_TOKEN 512
 
 /* A piece a slow reader has not consumed yet. */
 struct held {
@@ -81,7 +83,7 @@ struct connection {
 /* Over all runs, for the summary. */
 struct totals {
     uint64_t runs, connections, connected, timed_out, closed_by_peer, resets, stops, datagrams, rebinds,
-        turns;
+        turns, tokens;
     uint64_t bytes, virtual_ns;
     uint64_t fates[WIRE_FATE_COUNT];
     uint64_t counters[STOQ_COUNTER_COUNT];
@@ -99,6 +101,8 @@ struct run {
     struct totals *totals;
     uint64_t start_ns;
     uint32_t next_step;
+    uint32_t token_len; /* Of the latest NEW_TOKEN: later connections present it. */
+    uint8_t token[RUN_MAX_TOKEN];
     bool trace;
     bool acted; /* A command was given: take turns before time moves. */
     bool failed;
@@ -114,6 +118,8 @@ bool run_scenario(struct run *run, struct totals *totals, bool trace);
 /* Note what is wrong; the first counts. Always false. */
 __attribute__((format(printf, 2, 3))) bool run_fail(struct run *run, const char *format, ...);
 uint64_t run_now(const struct run *run);
+/* The first stream that is not over, in words. */
+void run_unfinished(const struct connection *c, char *out, size_t cap);
 void run_command(struct run *run, uint32_t worker, const struct stoq_command *command);
 /* A command whose `len` bytes go into a chunk. */
 void run_command_data(struct run *run, uint32_t worker, struct stoq_command command, const void *data,

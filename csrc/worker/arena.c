@@ -13,8 +13,7 @@ struct arena_block {
 };
 
 /* 64, 128, 192, 256, 384, 512, 768, …: from 128 on, a power of two and the point midway to the next. */
-size_t arena_class_bytes(unsigned class)
-{
+size_t arena_class_bytes(unsigned class) {
     if (class == 0)
         return 64;
     unsigned step = class - 1;
@@ -22,8 +21,7 @@ size_t arena_class_bytes(unsigned class)
     return step % 2 ? power + power / 2 : power;
 }
 
-unsigned arena_class(size_t bytes)
-{
+unsigned arena_class(size_t bytes) {
     if (bytes <= 64)
         return 0;
     if (bytes <= 128)
@@ -33,8 +31,7 @@ unsigned arena_class(size_t bytes)
     return 1 + (log2 - 7) * 2 + (bytes <= power + power / 2 ? 1 : 2);
 }
 
-bool arena_init(struct arena *a, size_t bytes)
-{
+bool arena_init(struct arena *a, size_t bytes) {
     memset(a, 0, sizeof *a);
     bytes = (bytes + HUGE_PAGE_BYTES - 1) & ~(size_t)(HUGE_PAGE_BYTES - 1);
     /* Without MAP_NORESERVE the kernel sets the huge pages aside now or refuses: later faults cannot fail. */
@@ -51,8 +48,7 @@ bool arena_init(struct arena *a, size_t bytes)
     return true;
 }
 
-void arena_destroy(struct arena *a)
-{
+void arena_destroy(struct arena *a) {
     if (a->base) {
         unpoison(a->base, a->fresh); /* Whoever maps this place next starts clean. */
         munmap(a->base, a->bytes);
@@ -60,8 +56,7 @@ void arena_destroy(struct arena *a)
     memset(a, 0, sizeof *a);
 }
 
-static void push(struct arena *a, unsigned class, void *p)
-{
+static void push(struct arena *a, unsigned class, void *p) {
     struct arena_block *block = p;
     unpoison(block, sizeof *block);
     block->next = a->free[class];
@@ -69,17 +64,15 @@ static void push(struct arena *a, unsigned class, void *p)
     poison(block + 1, arena_class_bytes(class) - sizeof *block);
 }
 
-static void *pop(struct arena *a, unsigned class)
-{
+static void *pop(struct arena *a, unsigned class) {
     struct arena_block *block = a->free[class];
     a->free[class] = block->next;
     return block;
 }
 
-/* The mapping is used up: cut the smallest larger free block. Its rest goes to the lists, largest piece first, so the
- * number of pieces is bounded by the number of classes. */
-static void *cut(struct arena *a, unsigned class)
-{
+/* The mapping is used up: cut the smallest larger free block. Its rest goes to the lists, largest piece
+ * first, so the number of pieces is bounded by the number of classes. */
+static void *cut(struct arena *a, unsigned class) {
     unsigned from = class + 1;
     while (from < ARENA_CLASSES && !a->free[from])
         from++;
@@ -99,8 +92,7 @@ static void *cut(struct arena *a, unsigned class)
     return block;
 }
 
-void *arena_alloc(struct arena *a, size_t bytes)
-{
+void *arena_alloc(struct arena *a, size_t bytes) {
     if (bytes == 0 || bytes > ARENA_MAX_BYTES)
         return NULL;
     unsigned class = arena_class(bytes);
@@ -125,8 +117,7 @@ void *arena_alloc(struct arena *a, size_t bytes)
     return p;
 }
 
-void arena_free(struct arena *a, void *p, size_t bytes)
-{
+void arena_free(struct arena *a, void *p, size_t bytes) {
     if (!p)
         return;
     unsigned class = arena_class(bytes);

@@ -6,13 +6,14 @@
  *      mapping: [ handed out once or more ......... | fresh: never touched, zero already ]
  *                                                    ▲ bump pointer
  *
- * A block comes from its class's list, else from the fresh end, else — when the mapping is used up — by cutting a larger
- * free block. All of it is bounded work and none of it enters the kernel (but for the first touch of a page). Blocks of
- * a class are not merged again: the classes settle at what the traffic needs.
+ * A block comes from its class's list, else from the fresh end, else — when the mapping is used up — by
+ * cutting a larger free block. All of it is bounded work and none of it enters the kernel (but for the first
+ * touch of a page). Blocks of a class are not merged again: the classes settle at what the traffic needs.
  *
- * Pages: MAP_HUGETLB when the operator reserved enough huge pages, else ordinary pages with MADV_HUGEPAGE, so that a
- * connection lookup costs one TLB entry for 2 MiB. NUMA: nothing is touched at creation; the default policy puts a
- * page on the node of the thread that first writes it, and that is the worker, already pinned to its core.
+ * Pages: MAP_HUGETLB when the operator reserved enough huge pages, else ordinary pages with MADV_HUGEPAGE, so
+ * that a connection lookup costs one TLB entry for 2 MiB. NUMA: nothing is touched at creation; the default
+ * policy puts a page on the node of the thread that first writes it, and that is the worker, already pinned
+ * to its core.
  *
  * Owner: one worker. Not thread safe; arena_used and the sizes may be read by its own thread only.
  */
@@ -23,9 +24,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ARENA_ALIGN     64u         /* A cache line, as struct quic_host promises. */
-#define ARENA_CLASSES   40u         /* 64 .. 64 MiB, two steps a doubling. */
-#define ARENA_MAX_BYTES (64u << 20) /* Largest block: a connection id map of 2^21 entries and twice as many slots. */
+#define ARENA_ALIGN   64u /* A cache line, as struct quic_host promises. */
+#define ARENA_CLASSES 40u /* 64 .. 64 MiB, two steps a doubling. */
+/* Largest block: a connection id map of 2^21 entries and twice as many slots. */
+#define ARENA_MAX_BYTES (64u << 20)
 
 struct arena_block;
 

@@ -11,15 +11,15 @@
  *        ▲                                                   │ STREAM_CONSUMED, CHUNK_RELEASE
  *        └────────────────────── refs 0 ◀────────────────────┘
  *
- *   send pool: the control plane allocates; a command carries the chunk to the worker; when everything in it is
+ *   send pool: the control plane allocates; a command carries the chunk to the worker; when all of it is
  *   acknowledged, its number comes back through the return ring.
  *
- *      free (control) ──stoq_chunk_alloc──▶ being filled ──command──▶ refs 1 (worker) ──return ring──▶ free (control)
+ *      free (control) ──alloc──▶ being filled ──command──▶ refs 1 (worker) ──return ring──▶ free (control)
  *
- * Address space is reserved for both pools in full; pages exist only for chunks that were used. Free lists are LIFO, so
- * that a light load circulates a few chunks that stay in the cache. All bookkeeping is in private memory of its owner: what
- * the other side scribbles cannot corrupt it. `lent` makes a double release by the control plane a counted error instead
- * of a use after free.
+ * Address space is reserved for both pools in full; pages exist only for chunks that were used. Free lists
+ * are LIFO, so that a light load circulates a few chunks that stay in the cache. All bookkeeping is in
+ * private memory of its owner: what the other side scribbles cannot corrupt it. `lent` makes a double release
+ * by the control plane a counted error instead of a use after free.
  */
 #ifndef STOQ_WORKER_CHUNKS_H
 #define STOQ_WORKER_CHUNKS_H
@@ -35,30 +35,28 @@ struct chunk_layout {
     uint32_t small, large;
 };
 
-static inline uint32_t chunk_count(const struct chunk_layout *l)
-{
+static inline uint32_t chunk_count(const struct chunk_layout *l) {
     return l->small + l->large;
 }
 
-static inline uint32_t chunk_bytes(const struct chunk_layout *l, uint32_t chunk)
-{
+static inline uint32_t chunk_bytes(const struct chunk_layout *l, uint32_t chunk) {
     return chunk < l->small ? STOQ_SMALL_CHUNK_BYTES : STOQ_LARGE_CHUNK_BYTES;
 }
 
 /* Offset of a chunk's data from the pool's start. */
-static inline uint64_t chunk_offset(const struct chunk_layout *l, uint32_t chunk)
-{
+static inline uint64_t chunk_offset(const struct chunk_layout *l, uint32_t chunk) {
     if (chunk < l->small)
         return (uint64_t)chunk * STOQ_SMALL_CHUNK_BYTES;
-    return (uint64_t)l->small * STOQ_SMALL_CHUNK_BYTES + (uint64_t)(chunk - l->small) * STOQ_LARGE_CHUNK_BYTES;
+    return (uint64_t)l->small * STOQ_SMALL_CHUNK_BYTES +
+           (uint64_t)(chunk - l->small) * STOQ_LARGE_CHUNK_BYTES;
 }
 
-static inline uint64_t chunk_pool_bytes(const struct chunk_layout *l)
-{
+static inline uint64_t chunk_pool_bytes(const struct chunk_layout *l) {
     return (uint64_t)l->small * STOQ_SMALL_CHUNK_BYTES + (uint64_t)l->large * STOQ_LARGE_CHUNK_BYTES;
 }
 
-/* Divide `bytes` of address space: a quarter to small chunks (messages, handshakes), the rest to large ones (bulk). */
+/* Divide `bytes` of address space: a quarter to small chunks (messages, handshakes), the rest to large ones
+ * (bulk). */
 struct chunk_layout chunk_layout_for(uint64_t bytes);
 
 /* Free chunks of one class: a stack of those freed, and below it the numbers never used. */
@@ -69,14 +67,12 @@ struct chunk_free {
     uint32_t end;   /* One past this class's last number. */
 };
 
-static inline uint32_t chunk_free_count(const struct chunk_free *f)
-{
+static inline uint32_t chunk_free_count(const struct chunk_free *f) {
     return f->freed + (f->end - f->fresh);
 }
 
 /* Take a number; STOQ_NO_CHUNK: none. */
-static inline uint32_t chunk_take(struct chunk_free *f)
-{
+static inline uint32_t chunk_take(struct chunk_free *f) {
     if (f->freed > 0)
         return f->stack[--f->freed];
     return f->fresh < f->end ? f->fresh++ : STOQ_NO_CHUNK;
@@ -93,7 +89,7 @@ struct chunk_pool {
 /* Make the free lists. False: errno. */
 bool chunk_pool_init(struct chunk_pool *p, const struct chunk_layout *layout);
 void chunk_pool_destroy(struct chunk_pool *p);
-/* A chunk of the class for `bytes` (STOQ_SMALL_CHUNK_BYTES or less: small), leaving `reserve` of that class. */
+/* A chunk of the class for `bytes` (STOQ_SMALL_CHUNK_BYTES or less: small), leaving `reserve` of it. */
 uint32_t chunk_pool_take(struct chunk_pool *p, uint32_t bytes, uint32_t reserve);
 /* A chunk that was taken: the caller knows that it is not free. */
 void chunk_pool_give(struct chunk_pool *p, uint32_t chunk);
@@ -115,31 +111,27 @@ struct receive_pool {
 bool receive_pool_init(struct receive_pool *r, const struct chunk_layout *layout, uint8_t *data);
 void receive_pool_destroy(struct receive_pool *r);
 
-static inline uint8_t *receive_pool_data(const struct receive_pool *r, uint32_t chunk)
-{
+static inline uint8_t *receive_pool_data(const struct receive_pool *r, uint32_t chunk) {
     return r->data + chunk_offset(&r->pool.layout, chunk);
 }
 
 /* One reference. STOQ_NO_CHUNK when no more than `reserve` are free. */
 uint32_t receive_pool_alloc(struct receive_pool *r, uint32_t bytes, uint32_t reserve);
 
-static inline void receive_pool_ref(struct receive_pool *r, uint32_t chunk)
-{
+static inline void receive_pool_ref(struct receive_pool *r, uint32_t chunk) {
     r->state[chunk].refs++;
 }
 
 /* The last reference is gone. */
 void receive_pool_release(struct receive_pool *r, uint32_t chunk);
 
-static inline void receive_pool_unref(struct receive_pool *r, uint32_t chunk)
-{
+static inline void receive_pool_unref(struct receive_pool *r, uint32_t chunk) {
     if (--r->state[chunk].refs == 0)
         receive_pool_release(r, chunk);
 }
 
 /* One reference passes to the control plane. */
-static inline void receive_pool_lend(struct receive_pool *r, uint32_t chunk)
-{
+static inline void receive_pool_lend(struct receive_pool *r, uint32_t chunk) {
     r->state[chunk].lent++;
 }
 
@@ -159,8 +151,7 @@ bool send_chunks_init(struct send_chunks *s, const struct chunk_layout *layout, 
 void send_chunks_destroy(struct send_chunks *s);
 
 /* A command brought this chunk. False: no such chunk, or the worker has it already. */
-static inline bool send_chunks_adopt(struct send_chunks *s, uint32_t chunk)
-{
+static inline bool send_chunks_adopt(struct send_chunks *s, uint32_t chunk) {
     if (chunk >= chunk_count(&s->layout) || s->refs[chunk] != 0)
         return false;
     s->refs[chunk] = 1;

@@ -1,16 +1,17 @@
-/* Commands of the control plane to engine calls. Every command crosses a memory boundary: it is copied out of the ring
- * once and every field is checked before use. A command that names a connection that is gone, or that makes no sense,
- * is counted (COMMANDS_STALE) and its chunk is given back all the same.
+/* Commands of the control plane to engine calls. Every command crosses a memory boundary: it is copied out of
+ * the ring once and every field is checked before use. A command that names a connection that is gone, or
+ * that makes no sense, is counted (COMMANDS_STALE) and its chunk is given back all the same.
  *
- *   take ──▶ own its chunk ──▶ check ──▶ call the engine ──▶ give the chunk back (STREAM_SEND: the engine does, once all
- *                                                            of it is acknowledged)
+ *   take ──▶ own its chunk ──▶ check ──▶ call the engine ──▶ give the chunk back
+ *                                                            (STREAM_SEND: the engine, once acknowledged)
  */
 #include "private.h"
 
 #define MAX_VARINT ((UINT64_C(1) << 62) - 1) /* RFC 9000 section 16: stream ids, error codes, lengths. */
 
 _Static_assert(sizeof(struct stoq_connection_stats) == sizeof(struct quic_conn_stats), "copied as they are");
-_Static_assert(offsetof(struct stoq_connection_stats, aead) == offsetof(struct quic_conn_stats, aead), "same fields");
+_Static_assert(offsetof(struct stoq_connection_stats, aead) == offsetof(struct quic_conn_stats, aead),
+               "same fields");
 _Static_assert(STOQ_SEND == 1, "flag of SECRET");
 
 /* A command with what was checked about it: `data` is `len` bytes in the send chunk it brought. */
@@ -20,8 +21,7 @@ struct taken {
     bool owns_chunk;
 };
 
-static bool do_connect(struct worker *w, const struct taken *t)
-{
+static bool do_connect(struct worker *w, const struct taken *t) {
     struct stoq_connect connect; /* A copy: what is checked is what is used. */
     struct quic_addr peer, local;
     static const char ipv4[] = "the peer's address is IPv4-mapped: STOQ is IPv6-only";
@@ -52,8 +52,7 @@ static bool do_connect(struct worker *w, const struct taken *t)
     return true;
 }
 
-static bool do_secret(struct worker *w, struct quic_conn *conn, const struct taken *t)
-{
+static bool do_secret(struct worker *w, struct quic_conn *conn, const struct taken *t) {
     bool ok = t->c.level > QUIC_INITIAL && t->c.level < QUIC_LEVEL_COUNT && t->c.code < CRYPTO_AEAD_COUNT &&
               t->c.len > 0 && t->c.len <= CRYPTO_MAX_SECRET_BYTES;
     if (ok)
@@ -64,8 +63,7 @@ static bool do_secret(struct worker *w, struct quic_conn *conn, const struct tak
     return ok;
 }
 
-static bool do_handshake_complete(struct worker *w, struct worker_conn *wc, const struct taken *t)
-{
+static bool do_handshake_complete(struct worker *w, struct worker_conn *wc, const struct taken *t) {
     static const char perf[] = "perf";
     quic_conn_handshake_complete(wc->conn, w->now);
     if (w->test_profile && quic_conn_is_server(wc->conn) && t->c.len == sizeof perf - 1 &&
@@ -76,16 +74,14 @@ static bool do_handshake_complete(struct worker *w, struct worker_conn *wc, cons
     return true;
 }
 
-static void do_stats(struct worker *w, struct quic_conn *conn)
-{
+static void do_stats(struct worker *w, struct quic_conn *conn) {
     struct quic_conn_stats stats;
     quic_conn_stats(conn, &stats);
     struct stoq_event event = {.type = STOQ_EVENT_STATS, .conn = quic_conn_handle(conn)};
     worker_tell(w, &event, &(struct worker_payload){&stats, sizeof stats, NULL, 0});
 }
 
-static bool do_perf_start(struct worker *w, struct worker_conn *wc, const struct taken *t)
-{
+static bool do_perf_start(struct worker *w, struct worker_conn *wc, const struct taken *t) {
     struct stoq_perf args;
     if (t->c.len < sizeof args)
         return false;
@@ -94,8 +90,7 @@ static bool do_perf_start(struct worker *w, struct worker_conn *wc, const struct
 }
 
 /* The engine takes the chunk's reference in every case. */
-static bool do_stream_send(struct worker *w, struct quic_conn *conn, const struct taken *t)
-{
+static bool do_stream_send(struct worker *w, struct quic_conn *conn, const struct taken *t) {
     uint32_t chunk = QUIC_NO_CHUNK;
     if (t->owns_chunk) {
         chunk = t->c.chunk | CHUNK_OF_SEND_POOL;
@@ -107,8 +102,7 @@ static bool do_stream_send(struct worker *w, struct quic_conn *conn, const struc
     return quic_stream_send(conn, w->now, t->c.stream, chunk, t->data, t->c.len, t->c.flags & STOQ_FIN);
 }
 
-static bool do_consumed(struct worker *w, const struct taken *t, struct quic_conn *conn)
-{
+static bool do_consumed(struct worker *w, const struct taken *t, struct quic_conn *conn) {
     bool ok = t->c.chunk == STOQ_NO_CHUNK || receive_pool_return(&w->receive, t->c.chunk);
     if (!conn || t->c.stream > MAX_VARINT || t->c.value > MAX_VARINT)
         return false;
@@ -117,16 +111,14 @@ static bool do_consumed(struct worker *w, const struct taken *t, struct quic_con
     return ok;
 }
 
-void worker_begin_stop(struct worker *w)
-{
+void worker_begin_stop(struct worker *w) {
     w->stopping = true;
     for (struct worker_conn *wc = w->conns; wc; wc = wc->next)
         quic_conn_close(wc->conn, w->now, false, QUIC_NO_ERROR, "", 0);
 }
 
 /* Commands to one connection. False: refused. */
-static bool conn_command(struct worker *w, struct worker_conn *wc, struct taken *t)
-{
+static bool conn_command(struct worker *w, struct worker_conn *wc, struct taken *t) {
     const struct stoq_command *c = &t->c;
     struct quic_conn *conn = wc->conn;
     if (c->stream > MAX_VARINT || (c->code > MAX_VARINT && c->type != STOQ_COMMAND_SECRET)) {
@@ -136,7 +128,8 @@ static bool conn_command(struct worker *w, struct worker_conn *wc, struct taken 
     }
     switch (c->type) {
     case STOQ_COMMAND_CRYPTO:
-        if (c->level >= QUIC_LEVEL_COUNT || c->level == QUIC_ZERO_RTT) /* 0-RTT carries no CRYPTO, RFC 9000 12.5. */
+        if (c->level >= QUIC_LEVEL_COUNT ||
+            c->level == QUIC_ZERO_RTT) /* 0-RTT carries no CRYPTO, RFC 9000 12.5. */
             return false;
         quic_conn_crypto_send(conn, w->now, (enum quic_level)c->level, t->data, c->len);
         return true;
@@ -182,9 +175,9 @@ static bool conn_command(struct worker *w, struct worker_conn *wc, struct taken 
     }
 }
 
-/* The chunk a command brought: ours from now on. False: the command names one wrongly and is not to be carried out. */
-static bool take_chunk(struct worker *w, struct taken *t)
-{
+/* The chunk a command brought: ours from now on. False: the command names one wrongly and is not to be
+ * carried out. */
+static bool take_chunk(struct worker *w, struct taken *t) {
     const struct stoq_command *c = &t->c;
     if (c->chunk == STOQ_NO_CHUNK)
         return c->len == 0;
@@ -199,8 +192,7 @@ static bool take_chunk(struct worker *w, struct taken *t)
 }
 
 /* Carry one command out. False: stale or refused. */
-static bool carry_out(struct worker *w, struct taken *t)
-{
+static bool carry_out(struct worker *w, struct taken *t) {
     uint8_t type = t->c.type;
     struct quic_conn *conn = quic_conn_by_handle(w->ep, t->c.conn);
     struct worker_conn *wc = conn ? worker_conn_of(w, conn) : NULL;
@@ -229,8 +221,7 @@ static bool carry_out(struct worker *w, struct taken *t)
     return ok;
 }
 
-void worker_commands(struct worker *w)
-{
+void worker_commands(struct worker *w) {
     uint32_t n = 0;
     for (; n < TURN_COMMANDS; n++) {
         /* A command may tell an event; control takes events before it can put more commands. */

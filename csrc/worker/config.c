@@ -1,27 +1,27 @@
-/* Checks a struct stoq_config and completes it: what is zero gets its default, and keys are drawn. Every refusal says
- * which field, why, and what would do. */
+/* Checks a struct stoq_config and completes it: what is zero gets its default, and keys are drawn. Every
+ * refusal says which field, why, and what would do. */
 #define _GNU_SOURCE
 #include "datapath_private.h"
 
 #include <stdarg.h>
 #include <sys/random.h>
 
-#define MIB                UINT64_C(1048576)
-#define METADATA_BYTES     (256 * MIB) /* Address space; some 30,000 connections with a few streams each. */
-#define METADATA_MIN       (8 * MIB)
-#define RECEIVE_BYTES      (256 * MIB) /* A 40 Gbit/s * 50 ms window. */
-#define RECEIVE_MIN        (4 * MIB)   /* Well beyond what is set aside for events. */
-#define SEND_BYTES         (64 * MIB)
-#define SEND_MIN           (1 * MIB)
-#define POOL_MAX           (UINT64_C(1) << 40) /* 1 TiB: keeps all sums in 64 bits, and no machine of today is larger. */
+#define MIB            UINT64_C(1048576)
+#define METADATA_BYTES (256 * MIB) /* Address space; some 30,000 connections with a few streams each. */
+#define METADATA_MIN   (8 * MIB)
+#define RECEIVE_BYTES  (256 * MIB) /* A 40 Gbit/s * 50 ms window. */
+#define RECEIVE_MIN    (4 * MIB)   /* Well beyond what is set aside for events. */
+#define SEND_BYTES     (64 * MIB)
+#define SEND_MIN       (1 * MIB)
+/* 1 TiB: keeps all sums in 64 bits, and no machine of today is larger. */
+#define POOL_MAX           (UINT64_C(1) << 40)
 #define MAX_STREAMS        (UINT64_C(1) << 60) /* RFC 9000 section 4.6. */
 #define MAX_VARINT         ((UINT64_C(1) << 62) - 1)
 #define MAX_ACK_DELAY_NS   (UINT64_C(16384) * 1000000) /* RFC 9000 section 18.2: below 2^14 ms. */
-#define MAX_CONNECTIONS    (1u << 20) /* What the engine's tables are made for. */
-#define MAX_PACKETS_WINDOW 1000u      /* More at once, unasked, is a flood (RFC 9002 section 7.2 says 10). */
+#define MAX_CONNECTIONS    (1u << 20)                  /* What the engine's tables are made for. */
+#define MAX_PACKETS_WINDOW 1000u /* More at once, unasked, is a flood (RFC 9002 section 7.2 says 10). */
 
-void stoq_fail(struct stoq_error *error, int code, const char *format, ...)
-{
+void stoq_fail(struct stoq_error *error, int code, const char *format, ...) {
     va_list args;
     if (!error)
         return;
@@ -31,19 +31,18 @@ void stoq_fail(struct stoq_error *error, int code, const char *format, ...)
     va_end(args);
 }
 
-static bool bytes_in_range(const char *name, uint64_t *value, uint64_t standard, uint64_t min, struct stoq_error *error)
-{
+static bool bytes_in_range(const char *name, uint64_t *value, uint64_t standard, uint64_t min,
+                           struct stoq_error *error) {
     if (*value == 0)
         *value = standard;
     if (*value >= min && *value <= POOL_MAX)
         return true;
-    stoq_fail(error, -EINVAL, "%s is %llu: it must be between %llu and %llu bytes", name, (unsigned long long)*value,
-              (unsigned long long)min, (unsigned long long)POOL_MAX);
+    stoq_fail(error, -EINVAL, "%s is %llu: it must be between %llu and %llu bytes", name,
+              (unsigned long long)*value, (unsigned long long)min, (unsigned long long)POOL_MAX);
     return false;
 }
 
-static bool at_most(const char *name, uint64_t value, uint64_t max, struct stoq_error *error)
-{
+static bool at_most(const char *name, uint64_t value, uint64_t max, struct stoq_error *error) {
     if (value <= max)
         return true;
     stoq_fail(error, -EINVAL, "%s is %llu: at most %llu is possible", name, (unsigned long long)value,
@@ -51,8 +50,7 @@ static bool at_most(const char *name, uint64_t value, uint64_t max, struct stoq_
     return false;
 }
 
-static bool all_zero(const uint8_t key[32])
-{
+static bool all_zero(const uint8_t key[32]) {
     uint8_t sum = 0;
     for (int i = 0; i < 32; i++)
         sum |= key[i];
@@ -60,8 +58,7 @@ static bool all_zero(const uint8_t key[32])
 }
 
 /* Keys that were not given. With a seed (simulation) from it, else from the kernel. */
-static bool draw_keys(struct stoq_config *c, uint64_t seed, struct stoq_error *error)
-{
+static bool draw_keys(struct stoq_config *c, uint64_t seed, struct stoq_error *error) {
     struct prng prng;
     uint8_t *keys[2] = {c->token_key, c->reset_key};
     prng_seed(&prng, seed);
@@ -78,13 +75,13 @@ static bool draw_keys(struct stoq_config *c, uint64_t seed, struct stoq_error *e
     return true;
 }
 
-static bool addresses_and_names(struct stoq_config *c, struct stoq_error *error)
-{
+static bool addresses_and_names(struct stoq_config *c, struct stoq_error *error) {
     struct quic_addr bind;
     memcpy(&bind, &c->bind, sizeof bind);
     if (quic_addr_is_v4_mapped(&bind)) {
         stoq_fail(error, -EAFNOSUPPORT,
-                  "the bind address is IPv4-mapped (::ffff:%u.%u.%u.%u): STOQ is IPv6-only, bind to an IPv6 address or ::",
+                  "the bind address is IPv4-mapped (::ffff:%u.%u.%u.%u): STOQ is IPv6-only, bind to an IPv6 "
+                  "address or ::",
                   bind.ip[12], bind.ip[13], bind.ip[14], bind.ip[15]);
         return false;
     }
@@ -92,7 +89,8 @@ static bool addresses_and_names(struct stoq_config *c, struct stoq_error *error)
     const char *wanted = c->crypto ? c->crypto : "auto";
     const struct crypto_provider *crypto = crypto_provider_by_name(wanted);
     if (!crypto) {
-        stoq_fail(error, -ENOENT, "crypto provider \"%s\" is not built in or this CPU cannot run it; \"auto\" takes what can",
+        stoq_fail(error, -ENOENT,
+                  "crypto provider \"%s\" is not built in or this CPU cannot run it; \"auto\" takes what can",
                   wanted);
         return false;
     }
@@ -101,13 +99,13 @@ static bool addresses_and_names(struct stoq_config *c, struct stoq_error *error)
 }
 
 bool stoq_config_complete(const struct stoq_config *config, uint64_t seed, struct stoq_config *out,
-                          struct stoq_error *error)
-{
+                          struct stoq_error *error) {
     *out = *config;
     struct stoq_config *c = out;
     if (c->workers == 0)
         c->workers = 1;
-    if (c->max_datagram != 0 && (c->max_datagram < QUIC_MIN_INITIAL_BYTES || c->max_datagram > QUIC_MAX_DATAGRAM_BYTES)) {
+    if (c->max_datagram != 0 &&
+        (c->max_datagram < QUIC_MIN_INITIAL_BYTES || c->max_datagram > QUIC_MAX_DATAGRAM_BYTES)) {
         stoq_fail(error, -EINVAL, "max_datagram is %u: it must be between %u (RFC 9000 section 14.1) and %u",
                   c->max_datagram, QUIC_MIN_INITIAL_BYTES, QUIC_MAX_DATAGRAM_BYTES);
         return false;

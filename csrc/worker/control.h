@@ -1,4 +1,5 @@
-/* The control plane's end of one worker's shared area: the other halves of the rings, and the send pool's free lists.
+/* The control plane's end of one worker's shared area: the other halves of the rings, and the send pool's
+ * free lists.
  *
  *      control_command ──▶ command ring        control_events ◀── event ring
  *      control_chunk_alloc ◀── free lists ◀── return ring
@@ -17,7 +18,8 @@ struct control {
     struct ring_producer commands;
     struct ring_consumer events, returns;
     struct chunk_pool send;
-    uint8_t *out; /* A byte a chunk: 1 while it is not free. A number given back twice is ignored, not listed twice. */
+    /* A byte a chunk: 1 while it is not free. A number given back twice is ignored, not listed twice. */
+    uint8_t *out;
 };
 
 /* Attach to a shared area with all send chunks free. False: errno. */

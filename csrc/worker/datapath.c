@@ -1,9 +1,11 @@
 /* Life of a datapath: workers, their threads and the eventfd; datapath.h shows the two ways to get one.
  *
- *      stoq_open:   for each worker:  create ──▶ start thread ──▶ [thread: pin, open backend] ──▶ opened or error
- *                   all opened:       link workers, let the threads run          any failed: let them end, join, free
+ *      stoq_open:   for each worker:  create ──▶ start thread ──▶ [pin, open backend] ──▶ opened or error
+ *                   all opened:       let the threads run
+ *                   any failed:       let them end, join, free
  *
- * Workers open one after the other: worker 0 learns the port when port 0 was asked for, and the others share it.
+ * Workers open one after the other: worker 0 learns the port when port 0 was asked for, and the others share
+ * it.
  */
 #define _GNU_SOURCE
 #include "datapath_private.h"
@@ -14,8 +16,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-static bool pin(struct worker_thread *t)
-{
+static bool pin(struct worker_thread *t) {
     if (t->core < 0)
         return true;
     cpu_set_t set;
@@ -25,13 +26,13 @@ static bool pin(struct worker_thread *t)
     int e = pthread_setaffinity_np(pthread_self(), sizeof set, &set);
     if (e == 0)
         return true;
-    stoq_fail(&t->error, -e, "worker %u cannot be pinned to core %d: %s (this process may use the cores in its cpuset)",
+    stoq_fail(&t->error, -e,
+              "worker %u cannot be pinned to core %d: %s (this process may use the cores in its cpuset)",
               t->worker->index, t->core, strerror(e));
     return false;
 }
 
-static void *thread_main(void *arg)
-{
+static void *thread_main(void *arg) {
     struct worker_thread *t = arg;
     char name[16];
     snprintf(name, sizeof name, "stoq-w%u", t->worker->index);
@@ -46,9 +47,8 @@ static void *thread_main(void *arg)
     return NULL;
 }
 
-/* Start a worker's thread and wait until its backend is open. Signals stay with the control plane's threads. */
-static bool start(struct worker_thread *t, struct stoq_error *error)
-{
+/* Start a worker's thread and wait until its backend is open. Signals stay with the other threads. */
+static bool start(struct worker_thread *t, struct stoq_error *error) {
     sigset_t all, before;
     sem_init(&t->done, 0, 0);
     sem_init(&t->go, 0, 0);
@@ -68,8 +68,7 @@ static bool start(struct worker_thread *t, struct stoq_error *error)
     return t->opened;
 }
 
-static void end_threads(struct stoq_datapath *dp, bool run)
-{
+static void end_threads(struct stoq_datapath *dp, bool run) {
     for (uint32_t i = 0; i < dp->count; i++) {
         struct worker_thread *t = &dp->threads[i];
         if (!t->started)
@@ -86,8 +85,7 @@ static void end_threads(struct stoq_datapath *dp, bool run)
     }
 }
 
-static void free_all(struct stoq_datapath *dp)
-{
+static void free_all(struct stoq_datapath *dp) {
     for (uint32_t i = 0; i < dp->count; i++)
         if (dp->controls[i].shared)
             control_detach(&dp->controls[i]);
@@ -98,8 +96,7 @@ static void free_all(struct stoq_datapath *dp)
     free(dp);
 }
 
-static struct stoq_datapath *allocate(uint32_t count, const char *crypto, struct stoq_error *error)
-{
+static struct stoq_datapath *allocate(uint32_t count, const char *crypto, struct stoq_error *error) {
     struct stoq_datapath *dp = aligned_alloc(64, (sizeof *dp + 63) & ~(size_t)63);
     if (!dp) {
         stoq_fail(error, -ENOMEM, "no memory for a datapath");
@@ -119,8 +116,7 @@ static struct stoq_datapath *allocate(uint32_t count, const char *crypto, struct
 
 /* Make the workers and their ends of the rings. */
 static bool create(struct stoq_datapath *dp, const struct stoq_config *c, const struct io_ops *ops,
-                   struct stoq_error *error)
-{
+                   struct stoq_error *error) {
     for (uint32_t i = 0; i < dp->count; i++) {
         struct worker_config wc = {
             .config = c, .index = i, .count = dp->count, .ops = ops, .event_fd = dp->event_fd};
@@ -141,8 +137,7 @@ static bool create(struct stoq_datapath *dp, const struct stoq_config *c, const 
     return true;
 }
 
-struct stoq_datapath *stoq_open(const struct stoq_config *config, struct stoq_error *error)
-{
+struct stoq_datapath *stoq_open(const struct stoq_config *config, struct stoq_error *error) {
     struct stoq_config c;
     struct stoq_error ignored;
     error = error ? error : &ignored;
@@ -152,7 +147,8 @@ struct stoq_datapath *stoq_open(const struct stoq_config *config, struct stoq_er
     const char *backend = c.backend ? c.backend : "io_uring";
     const struct io_ops *ops = io_backend_by_name(backend);
     if (!ops || ops == &io_wire_ops) {
-        stoq_fail(error, -ENOENT, "there is no backend \"%s\" for real packets; \"io_uring\" and \"socket\" exist", backend);
+        stoq_fail(error, -ENOENT,
+                  "there is no backend \"%s\" for real packets; \"io_uring\" and \"socket\" exist", backend);
         return NULL;
     }
     c.backend = ops->name;
@@ -165,7 +161,8 @@ struct stoq_datapath *stoq_open(const struct stoq_config *config, struct stoq_er
         t->worker = dp->workers[i];
         t->core = c.cores[i];
         memcpy(&t->bind, &c.bind, sizeof t->bind);
-        if (i > 0 && c.server) /* One port for all: the one worker 0 got. A client's workers have a port each. */
+        if (i > 0 &&
+            c.server) /* One port for all: the one worker 0 got. A client's workers have a port each. */
             t->bind.port = dp->workers[0]->local.port;
         ok = start(t, error);
     }
@@ -178,8 +175,7 @@ struct stoq_datapath *stoq_open(const struct stoq_config *config, struct stoq_er
     return NULL;
 }
 
-void stoq_stop(struct stoq_datapath *dp)
-{
+void stoq_stop(struct stoq_datapath *dp) {
     if (dp->adopted || dp->stopped)
         return;
     dp->stopped = true;
@@ -191,16 +187,15 @@ void stoq_stop(struct stoq_datapath *dp)
     }
 }
 
-void stoq_close(struct stoq_datapath *dp)
-{
+void stoq_close(struct stoq_datapath *dp) {
     if (!dp || dp->adopted)
         return;
     stoq_stop(dp);
     free_all(dp);
 }
 
-struct stoq_datapath *stoq_datapath_adopt(struct worker *const *workers, uint32_t count, struct stoq_error *error)
-{
+struct stoq_datapath *stoq_datapath_adopt(struct worker *const *workers, uint32_t count,
+                                          struct stoq_error *error) {
     if (count == 0 || count > STOQ_MAX_WORKERS) {
         stoq_fail(error, -EINVAL, "a datapath has 1 to %d workers", STOQ_MAX_WORKERS);
         return NULL;
@@ -225,8 +220,7 @@ struct stoq_datapath *stoq_datapath_adopt(struct worker *const *workers, uint32_
     return dp;
 }
 
-void stoq_datapath_release(struct stoq_datapath *dp)
-{
+void stoq_datapath_release(struct stoq_datapath *dp) {
     if (dp && dp->adopted)
         free_all(dp);
 }

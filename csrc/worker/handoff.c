@@ -22,10 +22,9 @@ struct handoff {
     uint8_t bytes[HANDOFF_BYTES];
 };
 
-struct handoff *handoff_create(void)
-{
-    struct handoff *h = mmap(NULL, sizeof *h, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                             -1, 0);
+struct handoff *handoff_create(void) {
+    struct handoff *h =
+        mmap(NULL, sizeof *h, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (h == MAP_FAILED)
         return NULL;
     ring_init(h->ring, HANDOFF_SLOTS);
@@ -34,14 +33,12 @@ struct handoff *handoff_create(void)
     return h;
 }
 
-void handoff_destroy(struct handoff *h)
-{
+void handoff_destroy(struct handoff *h) {
     if (h)
         munmap(h, sizeof *h);
 }
 
-bool handoff_push(struct handoff *h, const struct quic_rx *rx)
-{
+bool handoff_push(struct handoff *h, const struct quic_rx *rx) {
     uint32_t at = h->head;
     uint32_t offset = at % HANDOFF_BYTES;
     if (rx->len > HANDOFF_BYTES - offset)
@@ -54,19 +51,21 @@ bool handoff_push(struct handoff *h, const struct quic_rx *rx)
     if (!slot)
         return false;
     memcpy(h->bytes + at % HANDOFF_BYTES, rx->data, rx->len);
-    *slot = (struct handoff_slot){
-        .peer = rx->peer, .local = rx->local, .at = at, .len = rx->len, .segment = rx->segment, .ecn = rx->ecn};
+    *slot = (struct handoff_slot){.peer = rx->peer,
+                                  .local = rx->local,
+                                  .at = at,
+                                  .len = rx->len,
+                                  .segment = rx->segment,
+                                  .ecn = rx->ecn};
     h->head = at + rx->len;
     return true;
 }
 
-bool handoff_publish(struct handoff *h)
-{
+bool handoff_publish(struct handoff *h) {
     return ring_publish(&h->producer);
 }
 
-bool handoff_peek(struct handoff *h, struct quic_rx *rx)
-{
+bool handoff_peek(struct handoff *h, struct quic_rx *rx) {
     const struct handoff_slot *slot = ring_peek(&h->consumer);
     if (!slot)
         return false;
@@ -79,16 +78,15 @@ bool handoff_peek(struct handoff *h, struct quic_rx *rx)
     return true;
 }
 
-void handoff_pop(struct handoff *h)
-{
+void handoff_pop(struct handoff *h) {
     const struct handoff_slot *slot = ring_peek(&h->consumer);
-    /* Release, with handoff_push's acquire: our use of the bytes is over before the producer writes there again. */
+    /* Release, with handoff_push's acquire: our use of the bytes is over before the producer writes there
+     * again. */
     atomic_store_explicit(&h->tail, slot->at + slot->len, memory_order_release);
     ring_pop(&h->consumer);
     ring_release(&h->consumer);
 }
 
-bool handoff_waiting(const struct handoff *h)
-{
+bool handoff_waiting(const struct handoff *h) {
     return ring_waiting((const struct ring *)h->ring);
 }

@@ -5,20 +5,17 @@
 #include <stdlib.h>
 #include <sys/random.h>
 
-static void *host_alloc(void *ctx, size_t bytes)
-{
+static void *host_alloc(void *ctx, size_t bytes) {
     struct worker *w = ctx;
     return arena_alloc(&w->arena, bytes);
 }
 
-static void host_free(void *ctx, void *p, size_t bytes)
-{
+static void host_free(void *ctx, void *p, size_t bytes) {
     struct worker *w = ctx;
     arena_free(&w->arena, p, bytes);
 }
 
-static uint32_t host_chunk_alloc(void *ctx, uint32_t bytes, uint8_t **data)
-{
+static uint32_t host_chunk_alloc(void *ctx, uint32_t bytes, uint8_t **data) {
     struct worker *w = ctx;
     uint32_t reserve = bytes <= STOQ_SMALL_CHUNK_BYTES ? EVENT_SMALL_CHUNKS : EVENT_LARGE_CHUNKS;
     uint32_t chunk = receive_pool_alloc(&w->receive, bytes, reserve);
@@ -27,8 +24,7 @@ static uint32_t host_chunk_alloc(void *ctx, uint32_t bytes, uint8_t **data)
     return chunk;
 }
 
-static void host_chunk_ref(void *ctx, uint32_t chunk)
-{
+static void host_chunk_ref(void *ctx, uint32_t chunk) {
     struct worker *w = ctx;
     if (chunk & CHUNK_OF_SEND_POOL)
         w->send.refs[chunk & ~CHUNK_OF_SEND_POOL]++;
@@ -36,8 +32,7 @@ static void host_chunk_ref(void *ctx, uint32_t chunk)
         receive_pool_ref(&w->receive, chunk);
 }
 
-static void host_chunk_unref(void *ctx, uint32_t chunk)
-{
+static void host_chunk_unref(void *ctx, uint32_t chunk) {
     struct worker *w = ctx;
     if (chunk & CHUNK_OF_SEND_POOL)
         worker_return_chunk(w, chunk & ~CHUNK_OF_SEND_POOL);
@@ -45,14 +40,12 @@ static void host_chunk_unref(void *ctx, uint32_t chunk)
         receive_pool_unref(&w->receive, chunk);
 }
 
-static void host_timer_set(void *ctx, struct quic_timer *timer, uint64_t deadline_ns)
-{
+static void host_timer_set(void *ctx, struct quic_timer *timer, uint64_t deadline_ns) {
     struct worker *w = ctx;
     wheel_set(&w->wheel, timer, deadline_ns);
 }
 
-struct quic_host worker_host(struct worker *w)
-{
+struct quic_host worker_host(struct worker *w) {
     return (struct quic_host){.ctx = w,
                               .alloc = host_alloc,
                               .free = host_free,
@@ -64,8 +57,7 @@ struct quic_host worker_host(struct worker *w)
 }
 
 /* The kernel's generator through a buffer: one getrandom for some 200 connection ids. */
-static void refill(struct worker *w)
-{
+static void refill(struct worker *w) {
     size_t got = 0;
     while (got < sizeof w->random_bytes) {
         ssize_t n = getrandom(w->random_bytes + got, sizeof w->random_bytes - got, 0);
@@ -77,8 +69,7 @@ static void refill(struct worker *w)
     w->random_left = sizeof w->random_bytes;
 }
 
-void worker_random(void *ctx, uint8_t *out, size_t len)
-{
+void worker_random(void *ctx, uint8_t *out, size_t len) {
     struct worker *w = ctx;
     if (w->seeded) {
         prng_fill(&w->prng, out, len);
@@ -97,8 +88,7 @@ void worker_random(void *ctx, uint8_t *out, size_t len)
     }
 }
 
-void worker_return_chunk(struct worker *w, uint32_t chunk)
-{
+void worker_return_chunk(struct worker *w, uint32_t chunk) {
     if (--w->send.refs[chunk] > 0)
         return;
     if (!w->returning) {
@@ -110,8 +100,7 @@ void worker_return_chunk(struct worker *w, uint32_t chunk)
         w->returning = NULL;
 }
 
-void worker_flush_returns(struct worker *w)
-{
+void worker_flush_returns(struct worker *w) {
     w->returning = NULL;
     ring_publish(&w->returns);
 }

@@ -1,7 +1,7 @@
-/* Latency histogram, log-linear: each power of two of nanoseconds is cut into 32 equal buckets, so a quantile is exact to
- * 1/32 of itself (3 %) from 1 ns to 584 years, in 7.6 KiB. Owner: one perf client. Header only.
+/* Latency histogram, log-linear: each power of two of nanoseconds is cut into 32 equal buckets, so a quantile
+ * is exact to 1/32 of itself (3 %) from 1 ns to 584 years, in 7.6 KiB. Owner: one perf client. Header only.
  *
- *      value < 32:  bucket = value            else: bucket = 32 * (log2 - 4) + the five bits after the leading one
+ *      value < 32:  bucket = value            else: bucket = 32 * (log2 - 4) + the five bits after the first
  */
 #ifndef STOQ_WORKER_LATENCY_H
 #define STOQ_WORKER_LATENCY_H
@@ -17,8 +17,7 @@ struct latency {
     uint32_t buckets[LATENCY_BUCKETS];
 };
 
-static inline unsigned latency_bucket(uint64_t ns)
-{
+static inline unsigned latency_bucket(uint64_t ns) {
     if (ns < LATENCY_SUB)
         return (unsigned)ns;
     unsigned log2 = 63u - (unsigned)__builtin_clzll(ns);
@@ -27,8 +26,7 @@ static inline unsigned latency_bucket(uint64_t ns)
 }
 
 /* Middle of a bucket. */
-static inline uint64_t latency_value(unsigned bucket)
-{
+static inline uint64_t latency_value(unsigned bucket) {
     if (bucket < LATENCY_SUB)
         return bucket;
     unsigned shift = bucket / LATENCY_SUB - 1;
@@ -36,8 +34,7 @@ static inline uint64_t latency_value(unsigned bucket)
     return low + (((uint64_t)1 << shift) >> 1);
 }
 
-static inline void latency_record(struct latency *l, uint64_t ns)
-{
+static inline void latency_record(struct latency *l, uint64_t ns) {
     if (l->n == 0 || ns < l->min)
         l->min = ns;
     if (ns > l->max)
@@ -46,9 +43,9 @@ static inline void latency_record(struct latency *l, uint64_t ns)
     l->buckets[latency_bucket(ns)]++;
 }
 
-/* The value that `permille` / 1000 of the samples do not exceed; 0 without samples. Never outside min..max. */
-static inline uint64_t latency_quantile(const struct latency *l, unsigned permille)
-{
+/* The value that `permille` / 1000 of the samples do not exceed; 0 without samples. Never outside min..max.
+ */
+static inline uint64_t latency_quantile(const struct latency *l, unsigned permille) {
     uint64_t rank = (l->n * permille + 999) / 1000, seen = 0;
     for (unsigned i = 0; i < LATENCY_BUCKETS; i++) {
         seen += l->buckets[i];

@@ -3,14 +3,13 @@
 
 #define PERF_SLOTS 64u /* Of the stream map to begin with; it doubles. */
 
-/* Bidirectional streams of the client only, so id / 4 is unique; plus 1, for the map must not see every key as 0. */
-static uint64_t key_of(uint64_t id)
-{
+/* Bidirectional streams of the client only, so id / 4 is unique; plus 1, for the map must not see every key
+ * as 0. */
+static uint64_t key_of(uint64_t id) {
     return id / 4 + 1;
 }
 
-struct perf *perf_new(struct worker *w, struct worker_conn *wc, bool client)
-{
+struct perf *perf_new(struct worker *w, struct worker_conn *wc, bool client) {
     struct quic_host host = worker_host(w);
     struct perf *p = arena_alloc(&w->arena, sizeof *p);
     if (!p)
@@ -27,8 +26,7 @@ struct perf *perf_new(struct worker *w, struct worker_conn *wc, bool client)
     return p;
 }
 
-void perf_free(struct worker *w, struct perf *p)
-{
+void perf_free(struct worker *w, struct perf *p) {
     struct quic_host host = worker_host(w);
     for (uint32_t i = 0; i <= p->streams.mask; i++)
         if (p->streams.v[i].value) {
@@ -43,13 +41,11 @@ void perf_free(struct worker *w, struct perf *p)
     arena_free(&w->arena, p, sizeof *p);
 }
 
-struct perf_stream *perf_stream_get(struct perf *p, uint64_t id)
-{
+struct perf_stream *perf_stream_get(struct perf *p, uint64_t id) {
     return quic_map_get(&p->streams, key_of(id));
 }
 
-struct perf_stream *perf_stream_add(struct worker *w, struct perf *p, uint64_t id)
-{
+struct perf_stream *perf_stream_add(struct worker *w, struct perf *p, uint64_t id) {
     struct quic_host host = worker_host(w);
     struct perf_stream *s = arena_alloc(&w->arena, sizeof *s);
     if (!s)
@@ -63,15 +59,13 @@ struct perf_stream *perf_stream_add(struct worker *w, struct perf *p, uint64_t i
     return s;
 }
 
-void perf_stream_drop(struct worker *w, struct perf_stream *s)
-{
+void perf_stream_drop(struct worker *w, struct perf_stream *s) {
     perf_stream_sends(w, s, 0);
     quic_map_remove(&s->perf->streams, key_of(s->id), s);
     arena_free(&w->arena, s, sizeof *s);
 }
 
-void perf_stream_sends(struct worker *w, struct perf_stream *s, uint64_t bytes)
-{
+void perf_stream_sends(struct worker *w, struct perf_stream *s, uint64_t bytes) {
     bool was = s->remaining > 0;
     s->remaining = bytes;
     if (!was && bytes > 0) { /* Last in the ring: before its first. */
@@ -92,8 +86,7 @@ void perf_stream_sends(struct worker *w, struct perf_stream *s, uint64_t bytes)
     }
 }
 
-bool perf_pump(struct worker *w, struct perf_stream *s, bool fin)
-{
+bool perf_pump(struct worker *w, struct perf_stream *s, bool fin) {
     struct perf *p = s->perf;
     const uint8_t *data = receive_pool_data(&w->receive, p->chunk);
     uint64_t ahead = PERF_AHEAD_BYTES / (p->senders > 0 ? p->senders : 1);
@@ -117,8 +110,7 @@ bool perf_pump(struct worker *w, struct perf_stream *s, bool fin)
 
 /* ---- server ---- */
 
-bool perf_serve(struct worker *w, struct worker_conn *wc)
-{
+bool perf_serve(struct worker *w, struct worker_conn *wc) {
     if (w->perf_pattern == STOQ_NO_CHUNK) {
         w->perf_pattern = receive_pool_alloc(&w->receive, STOQ_LARGE_CHUNK_BYTES, 0);
         if (w->perf_pattern == STOQ_NO_CHUNK)
@@ -137,14 +129,12 @@ bool perf_serve(struct worker *w, struct worker_conn *wc)
 }
 
 /* More of a response; the stream is forgotten once all of it is with the engine. */
-static void respond(struct worker *w, struct perf_stream *s)
-{
+static void respond(struct worker *w, struct perf_stream *s) {
     if (!perf_pump(w, s, s->peer_fin) || s->fin_sent)
         perf_stream_drop(w, s);
 }
 
-static void read_header(struct worker *w, struct perf_stream *s, const uint8_t *data, uint32_t len)
-{
+static void read_header(struct worker *w, struct perf_stream *s, const uint8_t *data, uint32_t len) {
     for (uint32_t i = 0; i < len && s->header_len < PERF_HEADER_BYTES; i++) {
         s->header[s->header_len++] = data[i];
         if (s->header_len < PERF_HEADER_BYTES)
@@ -156,8 +146,7 @@ static void read_header(struct worker *w, struct perf_stream *s, const uint8_t *
     }
 }
 
-static void server_data(struct worker *w, struct perf *p, const struct quic_event *e)
-{
+static void server_data(struct worker *w, struct perf *p, const struct quic_event *e) {
     if (e->stream_id % 4 != 0)
         return; /* Not a bidirectional stream of the client: consumed, nothing to answer. */
     struct perf_stream *s = perf_stream_get(p, e->stream_id);
@@ -179,8 +168,7 @@ static void server_data(struct worker *w, struct perf *p, const struct quic_even
     }
 }
 
-static void server_event(struct worker *w, struct perf *p, const struct quic_event *e)
-{
+static void server_event(struct worker *w, struct perf *p, const struct quic_event *e) {
     struct perf_stream *s = e->stream_id % 4 == 0 ? perf_stream_get(p, e->stream_id) : NULL;
     switch (e->type) {
     case STOQ_EVENT_STREAM_DATA:
@@ -200,8 +188,7 @@ static void server_event(struct worker *w, struct perf *p, const struct quic_eve
 
 /* ---- both ---- */
 
-void perf_event(struct worker *w, struct worker_conn *wc, const struct quic_event *e)
-{
+void perf_event(struct worker *w, struct worker_conn *wc, const struct quic_event *e) {
     struct perf *p = wc->perf;
     struct quic_event event = *e;
     if (p->client)
@@ -214,8 +201,7 @@ void perf_event(struct worker *w, struct worker_conn *wc, const struct quic_even
         receive_pool_unref(&w->receive, event.chunk);
 }
 
-void perf_top_up(struct worker *w)
-{
+void perf_top_up(struct worker *w) {
     uint32_t n = w->perf_sending_count < PERF_TOP_UPS ? w->perf_sending_count : PERF_TOP_UPS;
     for (; n > 0 && w->perf_sending; n--) {
         struct perf_stream *s = w->perf_sending;

@@ -1,15 +1,14 @@
 /* The client of the `perf` protocol: keeps a number of requests going, times each, and reports.
  *
- *      PERF_START ──▶ RUNNING ──all requests done, time up, or connection over──▶ finished ──▶ PERF_DONE event
+ *      PERF_START ──▶ RUNNING ──requests done, time up or connection over──▶ finished ──▶ PERF_DONE event
  *
- *   a request: open stream, send 8 bytes and the upload with FIN ──▶ receive until FIN ──▶ latency counted, next request
+ *   a request: open stream, send 8 bytes, upload, FIN ──▶ receive until FIN ──▶ latency; next request
  */
 #include "perf.h"
 
 #define PERF_MAX_STREAMS 65536u /* At a time; the peer's limit is usually far below. */
 
-static void finish(struct worker *w, struct perf *p)
-{
+static void finish(struct worker *w, struct perf *p) {
     if (p->finished)
         return;
     p->finished = true;
@@ -19,10 +18,10 @@ static void finish(struct worker *w, struct perf *p)
     w->perf_done = p;
 }
 
-bool perf_start(struct worker *w, struct worker_conn *wc, const struct stoq_perf *args)
-{
+bool perf_start(struct worker *w, struct worker_conn *wc, const struct stoq_perf *args) {
     if (quic_conn_is_server(wc->conn) || args->streams == 0 || args->streams > PERF_MAX_STREAMS ||
-        (args->requests == 0 && args->duration_ns == 0) || args->upload_bytes > UINT64_MAX - PERF_HEADER_BYTES)
+        (args->requests == 0 && args->duration_ns == 0) ||
+        args->upload_bytes > UINT64_MAX - PERF_HEADER_BYTES)
         return false;
     struct perf *old = wc->perf;
     if (old && !old->told)
@@ -54,10 +53,10 @@ bool perf_start(struct worker *w, struct worker_conn *wc, const struct stoq_perf
 }
 
 /* Open streams until as many requests are going as asked for, or the peer allows no more now. */
-void perf_client_issue(struct worker *w, struct perf *p)
-{
-    while (!p->finished && p->active < p->args.streams && (p->args.requests == 0 || p->issued < p->args.requests) &&
-           quic_conn_writable(p->conn) && quic_streams_available(p->conn, false) > 0) {
+void perf_client_issue(struct worker *w, struct perf *p) {
+    while (!p->finished && p->active < p->args.streams &&
+           (p->args.requests == 0 || p->issued < p->args.requests) && quic_conn_writable(p->conn) &&
+           quic_streams_available(p->conn, false) > 0) {
         struct perf_stream *s = perf_stream_add(w, p, p->next_id);
         if (!s)
             return; /* Memory is short; goes on when a request ends. */
@@ -79,8 +78,7 @@ void perf_client_issue(struct worker *w, struct perf *p)
 }
 
 /* A request is over, well or not. */
-static void end_request(struct worker *w, struct perf *p, struct perf_stream *s, bool well)
-{
+static void end_request(struct worker *w, struct perf *p, struct perf_stream *s, bool well) {
     if (well) {
         latency_record(p->latency, w->now - s->started_ns);
         p->bytes_sent += PERF_HEADER_BYTES + p->args.upload_bytes;
@@ -94,8 +92,7 @@ static void end_request(struct worker *w, struct perf *p, struct perf_stream *s,
     perf_client_issue(w, p);
 }
 
-void perf_client_event(struct worker *w, struct perf *p, const struct quic_event *e)
-{
+void perf_client_event(struct worker *w, struct perf *p, const struct quic_event *e) {
     struct perf_stream *s = e->stream_id % 4 == 0 ? perf_stream_get(p, e->stream_id) : NULL;
     if (p->finished)
         return;
@@ -127,21 +124,18 @@ void perf_client_event(struct worker *w, struct perf *p, const struct quic_event
     }
 }
 
-void perf_client_top_up(struct worker *w, struct perf_stream *s)
-{
+void perf_client_top_up(struct worker *w, struct perf_stream *s) {
     if (!perf_pump(w, s, true))
         end_request(w, s->perf, s, false);
 }
 
-void perf_connected(struct worker *w, struct worker_conn *wc)
-{
+void perf_connected(struct worker *w, struct worker_conn *wc) {
     if (wc->perf->client)
         perf_client_issue(w, wc->perf);
 }
 
 /* Time is up: what is still going is given up. */
-void perf_timer(void *ctx, struct quic_timer *timer)
-{
+void perf_timer(void *ctx, struct quic_timer *timer) {
     struct worker *w = ctx;
     struct perf *p = (struct perf *)(void *)((uint8_t *)timer - offsetof(struct perf, timer));
     finish(w, p);
@@ -158,8 +152,7 @@ void perf_timer(void *ctx, struct quic_timer *timer)
     }
 }
 
-static void tell_done(struct worker *w, const struct perf *p)
-{
+static void tell_done(struct worker *w, const struct perf *p) {
     const struct latency *l = p->latency;
     struct stoq_perf_result result = {
         .bytes_sent = p->bytes_sent,
@@ -176,8 +169,7 @@ static void tell_done(struct worker *w, const struct perf *p)
     worker_tell(w, &event, &(struct worker_payload){&result, sizeof result, NULL, 0});
 }
 
-void perf_tell_done(struct worker *w)
-{
+void perf_tell_done(struct worker *w) {
     while (w->perf_done && worker_event_room(w)) {
         struct perf *p = w->perf_done;
         w->perf_done = p->next_done;
@@ -187,8 +179,7 @@ void perf_tell_done(struct worker *w)
     }
 }
 
-void perf_end(struct worker *w, struct worker_conn *wc, bool tell)
-{
+void perf_end(struct worker *w, struct worker_conn *wc, bool tell) {
     struct perf *p = wc->perf;
     wc->perf = NULL;
     if (p->client && !p->told) {

@@ -1,5 +1,5 @@
-/* Tells AddressSanitizer which memory of our own pools is not in use, so that it finds use after free and overruns there as
- * it does on the heap. Nothing in builds without it. */
+/* Tells AddressSanitizer which memory of our own pools is not in use, so that it finds use after free and
+ * overruns there as it does on the heap. Nothing in builds without it. */
 #ifndef STOQ_WORKER_POISON_H
 #define STOQ_WORKER_POISON_H
 
@@ -19,8 +19,7 @@
 #endif
 
 /* Any access from now on is an error. */
-static inline void poison(const void *p, size_t bytes)
-{
+static inline void poison(const void *p, size_t bytes) {
 #ifdef POISON_ASAN
     __asan_poison_memory_region(p, bytes);
 #else
@@ -28,8 +27,7 @@ static inline void poison(const void *p, size_t bytes)
 #endif
 }
 
-static inline void unpoison(const void *p, size_t bytes)
-{
+static inline void unpoison(const void *p, size_t bytes) {
 #ifdef POISON_ASAN
     __asan_unpoison_memory_region(p, bytes);
 #else

@@ -1,4 +1,5 @@
-/* struct worker and what its parts (worker, thread, host, commands, events, perf) offer each other. Not for others. */
+/* struct worker and what its parts (worker, thread, host, commands, events, perf) offer each other. Not for
+ * others. */
 #ifndef STOQ_WORKER_PRIVATE_H
 #define STOQ_WORKER_PRIVATE_H
 
@@ -15,7 +16,8 @@
 #include "wheel.h"
 #include "worker.h"
 
-/* Bounds of one turn. They keep every kind of work from starving the others, and a turn near 100 us at most. */
+/* Bounds of one turn. They keep every kind of work from starving the others, and a turn near 100 us at most.
+ */
 #define TURN_COMMANDS 256u /* Python makes some 1 M commands/s at best: a turn's worth and to spare. */
 #define TURN_RX       32   /* Trains: up to 2 MiB, a few hundred microseconds of decryption at worst. */
 #define TURN_HANDOFF  16   /* Trains from each other worker. */
@@ -23,7 +25,8 @@
 #define TURN_TX       32   /* Trains. */
 #define CONN_EVENTS   32   /* Polled from one connection before the next has its turn. */
 
-/* Chunks the engine may not take, so that events with a payload can always be told while streams fill the pool. */
+/* Chunks the engine may not take, so that events with a payload can always be told while streams fill the
+ * pool. */
 #define EVENT_SMALL_CHUNKS 64u
 #define EVENT_LARGE_CHUNKS 4u
 
@@ -56,9 +59,9 @@ struct worker {
     struct chunk_return *returning; /* Reserved, not yet full. */
     struct receive_pool receive;
     struct send_chunks send;
-    uint32_t worked; /* Things done this turn; 0: idle. */
-    bool more;       /* A bound was hit: turn again at once. */
-    bool tx_full;    /* The backend had no send buffer. */
+    uint32_t worked;                /* Things done this turn; 0: idle. */
+    bool more;                      /* A bound was hit: turn again at once. */
+    bool tx_full;                   /* The backend had no send buffer. */
     bool events_full, chunks_short; /* Why events had to wait. */
     bool driven, server, test_profile, busy_poll;
     bool stopping, stopped;
@@ -71,12 +74,12 @@ struct worker {
 
     struct worker_conn *conns;
     struct wheel perf_wheel;
-    struct perf *perf_done;  /* Finished, PERF_DONE not told yet. */
+    struct perf *perf_done;           /* Finished, PERF_DONE not told yet. */
     struct perf_stream *perf_sending; /* Ring of streams with more to send than the engine was given. */
     uint32_t perf_sending_count;
-    uint32_t perf_pattern;   /* Chunk that perf servers send from; STOQ_NO_CHUNK until one is needed. */
-    uint64_t stop_deadline;  /* STOPPED by then, whatever is still to be sent. */
-    uint64_t publish_at;     /* Time of the next statistics. */
+    uint32_t perf_pattern;  /* Chunk that perf servers send from; STOQ_NO_CHUNK until one is needed. */
+    uint64_t stop_deadline; /* STOPPED by then, whatever is still to be sent. */
+    uint64_t publish_at;    /* Time of the next statistics. */
 
     struct arena arena;
     struct prng prng;
@@ -94,13 +97,13 @@ struct worker {
     int fd; /* The memfd. */
 };
 
-static inline void count(struct worker *w, enum stoq_counter counter, uint64_t n)
-{
+static inline void count(struct worker *w, enum stoq_counter counter, uint64_t n) {
     shared_write(&w->counters[counter], w->counters[counter] + n);
 }
 
 /* config.c: write an error; NULL is let pass. */
-__attribute__((format(printf, 3, 4))) void stoq_fail(struct stoq_error *error, int code, const char *format, ...);
+__attribute__((format(printf, 3, 4))) void stoq_fail(struct stoq_error *error, int code, const char *format,
+                                                     ...);
 
 /* host.c: what the engine gets from us. */
 struct quic_host worker_host(struct worker *w);
@@ -116,9 +119,11 @@ void worker_begin_stop(struct worker *w);
 
 /* events.c */
 void worker_events(struct worker *w);
-/* Is there room in the event ring for what one command or engine event may tell (a PERF_DONE goes before a CLOSED)? */
+/* Is there room in the event ring for what one command or engine event may tell (a PERF_DONE goes before a
+ * CLOSED)? */
 bool worker_event_room(struct worker *w);
-/* Tell an event. `head` then `tail` are copied into a chunk; without memory for one the event goes without payload. */
+/* Tell an event. `head` then `tail` are copied into a chunk; without memory for one the event goes without
+ * payload. */
 struct worker_payload {
     const void *head;
     uint32_t head_len;

@@ -7,33 +7,31 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* Parts start on huge page boundaries, so that pools can be backed by huge pages where the kernel does that for memfds. */
+/* Parts start on huge page boundaries, so that pools can be backed by huge pages where the kernel does that
+ * for memfds. */
 #define PART_ALIGN (2ull << 20)
 
-static uint64_t align_up(uint64_t n, uint64_t to)
-{
+static uint64_t align_up(uint64_t n, uint64_t to) {
     return (n + to - 1) & ~(to - 1);
 }
 
-static uint32_t power_of_two(uint32_t n)
-{
+static uint32_t power_of_two(uint32_t n) {
     uint32_t p = 1;
     while (p < n)
         p <<= 1;
     return p;
 }
 
-static struct shared *map(int fd, uint64_t bytes)
-{
+static struct shared *map(int fd, uint64_t bytes) {
     void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
     return p == MAP_FAILED ? NULL : p;
 }
 
-struct shared *shared_create(uint32_t worker, const struct stoq_config *config, int *fd)
-{
+struct shared *shared_create(uint32_t worker, const struct stoq_config *config, int *fd) {
     struct chunk_layout receive = chunk_layout_for(config->receive_bytes);
     struct chunk_layout send = chunk_layout_for(config->send_bytes);
-    /* A chunk is outstanding once at most and a slot carries at least one: with a slot for each the ring never fills. */
+    /* A chunk is outstanding once at most and a slot carries at least one: with a slot for each the ring
+     * never fills. */
     uint32_t return_slots = power_of_two(chunk_count(&send));
     uint64_t commands_at = align_up(sizeof(struct shared), 4096);
     uint64_t events_at = commands_at + align_up(ring_bytes(SHARED_COMMAND_SLOTS), 4096);
@@ -73,8 +71,7 @@ struct shared *shared_create(uint32_t worker, const struct stoq_config *config, 
     return s;
 }
 
-struct shared *shared_map(int fd)
-{
+struct shared *shared_map(int fd) {
     struct stat st;
     if (fstat(fd, &st) != 0)
         return NULL;
@@ -91,8 +88,7 @@ struct shared *shared_map(int fd)
     return s;
 }
 
-void shared_unmap(struct shared *s)
-{
+void shared_unmap(struct shared *s) {
     if (s)
         munmap(s, s->bytes);
 }

@@ -11,8 +11,8 @@
  *
  * A control plane that starts again finds everything by mapping the memfd and reading struct shared.
  *
- * Sleeping and waking. Three words keep wake-ups to those that are needed; each is one half of a "store mine, fence, read
- * yours" pair, so at least one of two sides that act at the same time sees the other:
+ * Sleeping and waking. Three words keep wake-ups to those that are needed; each is one half of a "store mine,
+ * fence, read yours" pair, so at least one of two sides that act at the same time sees the other:
  *
  *   sleeping        worker: sleeping = 1; fence; look at the rings once more; io->wait
  *                   others: publish a command; fence; if (sleeping) io->wake
@@ -34,16 +34,18 @@
 #include "chunks.h"
 #include "ring.h"
 
-#define SHARED_MAGIC          0x31514f5453ull /* "STOQ1" */
-#define SHARED_COMMAND_SLOTS  4096u /* 256 KiB, within L2; a burst of some 16 turns' batches before the producer waits. */
-#define SHARED_EVENT_SLOTS    4096u /* Likewise; what does not fit stays in the engine under flow control. */
-#define SHARED_IO_WORDS       (sizeof(struct stoq_io_stats) / sizeof(uint64_t))
-#define SHARED_POOL_WORDS     (sizeof(struct stoq_pool_stats) / sizeof(uint64_t))
-#define SHARED_TRAIN_BUCKETS  7u   /* 1, 2, 3-4, 5-8, 9-16, 17-32, 33-64 datagrams. */
-#define SHARED_TEXT_BYTES     1024u /* The backend's description, and the memory's. */
-#define RETURN_SLOT_CHUNKS    15u  /* What fits one slot beside the count. */
+#define SHARED_MAGIC 0x31514f5453ull /* "STOQ1" */
+/* 256 KiB, within L2; a burst of some 16 turns' batches before the producer waits. */
+#define SHARED_COMMAND_SLOTS 4096u
+#define SHARED_EVENT_SLOTS   4096u /* Likewise; what does not fit stays in the engine under flow control. */
+#define SHARED_IO_WORDS      (sizeof(struct stoq_io_stats) / sizeof(uint64_t))
+#define SHARED_POOL_WORDS    (sizeof(struct stoq_pool_stats) / sizeof(uint64_t))
+#define SHARED_TRAIN_BUCKETS 7u    /* 1, 2, 3-4, 5-8, 9-16, 17-32, 33-64 datagrams. */
+#define SHARED_TEXT_BYTES    1024u /* The backend's description, and the memory's. */
+#define RETURN_SLOT_CHUNKS   15u   /* What fits one slot beside the count. */
 
-/* A slot of the return ring: send chunks the worker is done with. Filled over a turn, so one cache line carries up to 15. */
+/* A slot of the return ring: send chunks the worker is done with. Filled over a turn, so one cache line
+ * carries up to 15. */
 struct chunk_return {
     uint32_t count;
     uint32_t chunk[RETURN_SLOT_CHUNKS];
@@ -61,10 +63,11 @@ struct shared {
     alignas(64) _Atomic uint32_t sleeping;
     alignas(64) _Atomic uint32_t events_armed;
     alignas(64) _Atomic uint32_t events_blocked;
-    _Atomic uint32_t stop_requested; /* By the control plane; a STOP command could wait behind a full event ring. */
+    _Atomic uint32_t
+        stop_requested; /* By the control plane; a STOP command could wait behind a full event ring. */
 
-    /* Written by the worker alone, one aligned word at a time; read by anybody without stopping it. Words of one group
-     * may be of different moments. */
+    /* Written by the worker alone, one aligned word at a time; read by anybody without stopping it. Words of
+     * one group may be of different moments. */
     alignas(64) uint64_t counters[STOQ_COUNTER_COUNT];
     uint64_t drops[STOQ_DROP_COUNT];
     uint64_t io[SHARED_IO_WORDS];
@@ -84,19 +87,16 @@ struct shared *shared_create(uint32_t worker, const struct stoq_config *config, 
 struct shared *shared_map(int fd);
 void shared_unmap(struct shared *s);
 
-static inline void *shared_at(struct shared *s, uint64_t offset)
-{
+static inline void *shared_at(struct shared *s, uint64_t offset) {
     return (uint8_t *)s + offset;
 }
 
 /* One word of statistics, for a reader on another thread. */
-static inline uint64_t shared_read(const uint64_t *word)
-{
+static inline uint64_t shared_read(const uint64_t *word) {
     return __atomic_load_n(word, __ATOMIC_RELAXED); /* Whole, in no order with others. */
 }
 
-static inline void shared_write(uint64_t *word, uint64_t value)
-{
+static inline void shared_write(uint64_t *word, uint64_t value) {
     __atomic_store_n(word, value, __ATOMIC_RELAXED); /* Whole, in no order with others. */
 }
 

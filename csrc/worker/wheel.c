@@ -4,30 +4,26 @@
 #include <stddef.h>
 #include <string.h>
 
-/* Timers of one slot looked at for the exact next deadline. More would make the answer O(n); then the time at which the
- * slot is taken apart serves, an extra wake-up in exchange. */
+/* Timers of one slot looked at for the exact next deadline. More would make the answer O(n); then the time at
+ * which the slot is taken apart serves, an extra wake-up in exchange. */
 #define EXACT_SCAN 16
 
-void wheel_init(struct wheel *w, uint64_t now)
-{
+void wheel_init(struct wheel *w, uint64_t now) {
     memset(w, 0, sizeof *w);
     w->tick = now >> WHEEL_TICK_SHIFT;
     w->floor = w->tick;
 }
 
-static uint64_t tick_of(uint64_t deadline_ns)
-{
+static uint64_t tick_of(uint64_t deadline_ns) {
     return (deadline_ns >> WHEEL_TICK_SHIFT) + ((deadline_ns & (WHEEL_TICK_NS - 1)) != 0);
 }
 
 /* Level of a tick: that of the highest bit in which it differs from the present one. */
-static unsigned level_of(const struct wheel *w, uint64_t tick)
-{
+static unsigned level_of(const struct wheel *w, uint64_t tick) {
     return (63u - (unsigned)__builtin_clzll((tick ^ w->tick) | 1)) / WHEEL_SLOT_BITS;
 }
 
-static void link_timer(struct quic_timer **head, struct quic_timer *timer)
-{
+static void link_timer(struct quic_timer **head, struct quic_timer *timer) {
     timer->next = *head;
     if (timer->next)
         timer->next->prev = &timer->next;
@@ -35,8 +31,7 @@ static void link_timer(struct quic_timer **head, struct quic_timer *timer)
     *head = timer;
 }
 
-static void insert(struct wheel *w, struct quic_timer *timer)
-{
+static void insert(struct wheel *w, struct quic_timer *timer) {
     uint64_t tick = tick_of(timer->deadline_ns);
     if (tick < w->floor)
         tick = w->floor;
@@ -46,14 +41,14 @@ static void insert(struct wheel *w, struct quic_timer *timer)
     link_timer(&w->slots[level][slot], timer);
 }
 
-static void unlink_timer(struct wheel *w, struct quic_timer *timer)
-{
+static void unlink_timer(struct wheel *w, struct quic_timer *timer) {
     struct quic_timer **head = timer->prev;
     *head = timer->next;
     if (timer->next) {
         timer->next->prev = head;
     } else {
-        /* Last of its list. When `head` is a slot it is empty now; a neighbour's link or `firing` is not in the array. */
+        /* Last of its list. When `head` is a slot it is empty now; a neighbour's link or `firing` is not in
+         * the array. */
         uintptr_t first = (uintptr_t)&w->slots[0][0];
         uintptr_t at = (uintptr_t)head;
         if (at >= first && at < first + sizeof w->slots) {
@@ -65,8 +60,7 @@ static void unlink_timer(struct wheel *w, struct quic_timer *timer)
     timer->prev = NULL;
 }
 
-void wheel_cancel(struct wheel *w, struct quic_timer *timer)
-{
+void wheel_cancel(struct wheel *w, struct quic_timer *timer) {
     if (timer->prev) {
         unlink_timer(w, timer);
         w->armed--;
@@ -74,14 +68,14 @@ void wheel_cancel(struct wheel *w, struct quic_timer *timer)
     timer->deadline_ns = QUIC_NEVER;
 }
 
-void wheel_set(struct wheel *w, struct quic_timer *timer, uint64_t deadline_ns)
-{
+void wheel_set(struct wheel *w, struct quic_timer *timer, uint64_t deadline_ns) {
     if (deadline_ns == QUIC_NEVER) {
         wheel_cancel(w, timer);
         return;
     }
     if (timer->prev) {
-        /* Same tick, and not one that was raised to the floor: nothing moves. Acks re-arm timers so, often. */
+        /* Same tick, and not one that was raised to the floor: nothing moves. Acks re-arm timers so, often.
+         */
         if (tick_of(timer->deadline_ns) == tick_of(deadline_ns) && tick_of(deadline_ns) > w->floor) {
             timer->deadline_ns = deadline_ns;
             return;
@@ -94,10 +88,10 @@ void wheel_set(struct wheel *w, struct quic_timer *timer, uint64_t deadline_ns)
     insert(w, timer);
 }
 
-/* The first occupied slot in time: all of level 0 lies before all of level 1, and so on, because a slot of level n differs
- * from the present tick in a higher bit. Answers the slot's first tick. False: the wheel is empty. */
-static bool first_slot(const struct wheel *w, unsigned *level, unsigned *slot, uint64_t *tick)
-{
+/* The first occupied slot in time: all of level 0 lies before all of level 1, and so on, because a slot of
+ * level n differs from the present tick in a higher bit. Answers the slot's first tick. False: the wheel is
+ * empty. */
+static bool first_slot(const struct wheel *w, unsigned *level, unsigned *slot, uint64_t *tick) {
     for (unsigned l = 0; l < WHEEL_LEVELS; l++) {
         if (w->occupied[l] == 0)
             continue;
@@ -113,8 +107,7 @@ static bool first_slot(const struct wheel *w, unsigned *level, unsigned *slot, u
     return false;
 }
 
-uint64_t wheel_next_deadline(const struct wheel *w)
-{
+uint64_t wheel_next_deadline(const struct wheel *w) {
     unsigned level, slot;
     uint64_t tick;
     if (!first_slot(w, &level, &slot, &tick))
@@ -134,8 +127,8 @@ uint64_t wheel_next_deadline(const struct wheel *w)
     return tick > UINT64_MAX >> WHEEL_TICK_SHIFT ? UINT64_MAX - 1 : tick << WHEEL_TICK_SHIFT;
 }
 
-uint64_t wheel_expire(struct wheel *w, uint64_t now, void (*fire)(void *ctx, struct quic_timer *timer), void *ctx)
-{
+uint64_t wheel_expire(struct wheel *w, uint64_t now, void (*fire)(void *ctx, struct quic_timer *timer),
+                      void *ctx) {
     uint64_t target = now >> WHEEL_TICK_SHIFT;
     uint64_t fired = 0;
     unsigned level, slot;

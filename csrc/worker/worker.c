@@ -5,14 +5,15 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#define PUBLISH_NS   UINT64_C(1000000)   /* Statistics once a millisecond: fresher than anybody reads them. */
-#define STOP_NS      UINT64_C(100000000) /* A stopping worker sends its CONNECTION_CLOSEs within this time or not at all. */
+#define PUBLISH_NS UINT64_C(1000000) /* Statistics once a millisecond: fresher than anybody reads them. */
+/* A stopping worker sends its CONNECTION_CLOSEs within this time or not at all. */
+#define STOP_NS UINT64_C(100000000)
 
 _Static_assert(sizeof(struct stoq_io_stats) == sizeof(struct io_stats), "copied as they are");
-_Static_assert(offsetof(struct stoq_io_stats, syscalls) == offsetof(struct io_stats, syscalls), "same fields");
+_Static_assert(offsetof(struct stoq_io_stats, syscalls) == offsetof(struct io_stats, syscalls),
+               "same fields");
 
-struct worker *worker_create(const struct worker_config *config, struct stoq_error *error)
-{
+struct worker *worker_create(const struct worker_config *config, struct stoq_error *error) {
     const struct stoq_config *c = config->config;
     struct worker *w = aligned_alloc(64, (sizeof *w + 63) & ~(size_t)63);
     if (!w) {
@@ -39,13 +40,17 @@ struct worker *worker_create(const struct worker_config *config, struct stoq_err
 
     w->shared = shared_create(config->index, c, &w->fd);
     if (!w->shared) {
-        stoq_fail(error, -errno, "worker %u: cannot map %llu + %llu bytes of chunks: %s (lower receive_bytes or send_bytes)",
-             config->index, (unsigned long long)c->receive_bytes, (unsigned long long)c->send_bytes, strerror(errno));
-    } else if (!receive_pool_init(&w->receive, &w->shared->receive, shared_at(w->shared, w->shared->receive_at)) ||
+        stoq_fail(error, -errno,
+                  "worker %u: cannot map %llu + %llu bytes of chunks: %s (lower receive_bytes or send_bytes)",
+                  config->index, (unsigned long long)c->receive_bytes, (unsigned long long)c->send_bytes,
+                  strerror(errno));
+    } else if (!receive_pool_init(&w->receive, &w->shared->receive,
+                                  shared_at(w->shared, w->shared->receive_at)) ||
                !send_chunks_init(&w->send, &w->shared->send, shared_at(w->shared, w->shared->send_at)) ||
                !arena_init(&w->arena, c->metadata_bytes)) {
-        stoq_fail(error, -errno, "worker %u: cannot map %llu bytes of private memory: %s (lower metadata_bytes)",
-             config->index, (unsigned long long)c->metadata_bytes, strerror(errno));
+        stoq_fail(error, -errno,
+                  "worker %u: cannot map %llu bytes of private memory: %s (lower metadata_bytes)",
+                  config->index, (unsigned long long)c->metadata_bytes, strerror(errno));
     } else {
         struct shared *s = w->shared;
         w->counters = s->counters;
@@ -60,8 +65,7 @@ struct worker *worker_create(const struct worker_config *config, struct stoq_err
     return NULL;
 }
 
-struct io *worker_open_backend(struct worker *w, const struct quic_addr *bind, struct io_text *why)
-{
+struct io *worker_open_backend(struct worker *w, const struct quic_addr *bind, struct io_text *why) {
     const struct stoq_config *c = &w->config;
     struct io_config io = {.bind = *bind,
                            .ifindex = c->ifindex,
@@ -75,16 +79,14 @@ struct io *worker_open_backend(struct worker *w, const struct quic_addr *bind, s
     return w->ops->open(&io, why);
 }
 
-static void publish_local(struct worker *w)
-{
+static void publish_local(struct worker *w) {
     uint64_t words[3];
     memcpy(words, &w->local, sizeof words);
     for (int i = 0; i < 3; i++)
         shared_write(&w->shared->local[i], words[i]);
 }
 
-bool worker_open_io(struct worker *w, const struct quic_addr *bind, struct stoq_error *error)
-{
+bool worker_open_io(struct worker *w, const struct quic_addr *bind, struct stoq_error *error) {
     const struct stoq_config *c = &w->config;
     struct io_text text = {{0}};
     w->io = worker_open_backend(w, bind, &text);
@@ -126,8 +128,9 @@ bool worker_open_io(struct worker *w, const struct quic_addr *bind, struct stoq_
     if (!q.crypto)
         stoq_fail(error, -ENOENT, "crypto provider %s is not built in or cannot run on this CPU", c->crypto);
     else if (!(w->ep = quic_endpoint_create(&q, &host, w->shared->counters, w->shared->drops)))
-        stoq_fail(error, -ENOMEM, "worker %u: no endpoint fits in %llu bytes (raise metadata_bytes or lower max_connections)",
-             w->index, (unsigned long long)c->metadata_bytes);
+        stoq_fail(error, -ENOMEM,
+                  "worker %u: no endpoint fits in %llu bytes (raise metadata_bytes or lower max_connections)",
+                  w->index, (unsigned long long)c->metadata_bytes);
     crypto_wipe(q.token_key, sizeof q.token_key); /* The endpoint has its own copy. */
     crypto_wipe(q.reset_key, sizeof q.reset_key);
     crypto_wipe(w->config.token_key, sizeof w->config.token_key);
@@ -137,13 +140,13 @@ bool worker_open_io(struct worker *w, const struct quic_addr *bind, struct stoq_
 
     w->ops->describe(w->io, &text);
     snprintf(w->shared->text, sizeof w->shared->text, "%s; metadata: %llu MiB in %s", text.text,
-             (unsigned long long)(w->arena.bytes >> 20), w->arena.huge ? "huge pages" : "pages with THP advice");
+             (unsigned long long)(w->arena.bytes >> 20),
+             w->arena.huge ? "huge pages" : "pages with THP advice");
     worker_publish(w);
     return true;
 }
 
-void worker_destroy(struct worker *w)
-{
+void worker_destroy(struct worker *w) {
     if (!w)
         return;
     if (w->ep)
@@ -164,8 +167,7 @@ void worker_destroy(struct worker *w)
     free(w);
 }
 
-bool worker_link(struct worker *a, struct worker *b)
-{
+bool worker_link(struct worker *a, struct worker *b) {
     struct handoff *ab = handoff_create(), *ba = handoff_create();
     if (!ab || !ba) {
         handoff_destroy(ab);
@@ -179,24 +181,20 @@ bool worker_link(struct worker *a, struct worker *b)
     return true;
 }
 
-void worker_local(const struct worker *w, struct quic_addr *out)
-{
+void worker_local(const struct worker *w, struct quic_addr *out) {
     *out = w->local;
 }
 
-struct quic_endpoint *worker_endpoint(struct worker *w)
-{
+struct quic_endpoint *worker_endpoint(struct worker *w) {
     return w->ep;
 }
 
-bool worker_stopped(const struct worker *w)
-{
+bool worker_stopped(const struct worker *w) {
     return w->stopped;
 }
 
 /* The worker's socket moves to another port, and with it all of its connections as clients. */
-bool worker_rebind(struct worker *w)
-{
+bool worker_rebind(struct worker *w) {
     struct quic_addr local;
     if (w->rebind) {
         if (!w->rebind(w->rebind_ctx, &local))
@@ -224,18 +222,17 @@ bool worker_rebind(struct worker *w)
     return true;
 }
 
-void worker_request_stop(struct worker *w)
-{
+void worker_request_stop(struct worker *w) {
     /* Relaxed: carries no data; worker_kick's fence orders it before the look at `sleeping`. */
     atomic_store_explicit(&w->shared->stop_requested, 1, memory_order_relaxed);
     worker_kick(w);
 }
 
-void worker_kick(struct worker *w)
-{
+void worker_kick(struct worker *w) {
     struct shared *s = w->shared;
-    /* Orders what the caller published before our look at `sleeping`; pairs with the fence of a worker about to sleep
-     * (thread.c), which orders its "sleeping" before its last look at the rings. One of us sees the other. */
+    /* Orders what the caller published before our look at `sleeping`; pairs with the fence of a worker about
+     * to sleep (thread.c), which orders its "sleeping" before its last look at the rings. One of us sees the
+     * other. */
     atomic_thread_fence(memory_order_seq_cst);
     /* Relaxed first look: the fence has ordered it. Acquire on the exchange: of the worker's latest `io`. */
     if (atomic_load_explicit(&s->sleeping, memory_order_relaxed) &&
@@ -243,8 +240,7 @@ void worker_kick(struct worker *w)
         w->ops->wake(__atomic_load_n(&w->io, __ATOMIC_ACQUIRE));
 }
 
-void worker_publish(struct worker *w)
-{
+void worker_publish(struct worker *w) {
     struct shared *s = w->shared;
     struct io_stats stats;
     uint64_t words[SHARED_IO_WORDS];
@@ -270,8 +266,7 @@ void worker_publish(struct worker *w)
     w->publish_at = w->now + PUBLISH_NS;
 }
 
-static void count_train(uint64_t *buckets, uint32_t len, uint32_t segment)
-{
+static void count_train(uint64_t *buckets, uint32_t len, uint32_t segment) {
     uint32_t n = segment > 0 ? (len + segment - 1) / segment : 1;
     unsigned bucket = n <= 1 ? 0 : 32u - (unsigned)__builtin_clz(n - 1);
     bucket = bucket < SHARED_TRAIN_BUCKETS ? bucket : SHARED_TRAIN_BUCKETS - 1;
@@ -279,18 +274,16 @@ static void count_train(uint64_t *buckets, uint32_t len, uint32_t segment)
 }
 
 /* Datagrams of one train for one other worker. */
-static void pass(struct worker *w, uint32_t to, const struct quic_rx *rx)
-{
+static void pass(struct worker *w, uint32_t to, const struct quic_rx *rx) {
     if (!handoff_push(w->out[to], rx)) {
         uint64_t n = (rx->len + rx->segment - 1) / rx->segment;
         shared_write(&w->shared->drops[STOQ_DROP_OTHER_WORKER], w->shared->drops[STOQ_DROP_OTHER_WORKER] + n);
     }
 }
 
-/* Several workers: a train may hold datagrams of connections of different workers (they share addresses, not ids). Cut it
- * into runs by worker. */
-static void sort_out(struct worker *w, const struct quic_rx *rx)
-{
+/* Several workers: a train may hold datagrams of connections of different workers (they share addresses, not
+ * ids). Cut it into runs by worker. */
+static void sort_out(struct worker *w, const struct quic_rx *rx) {
     uint32_t start = 0;
     int owner = -1;
     for (uint32_t at = 0; at < rx->len; at += rx->segment) {
@@ -319,8 +312,7 @@ static void sort_out(struct worker *w, const struct quic_rx *rx)
         pass(w, (uint32_t)owner, &run);
 }
 
-static void receive(struct worker *w)
-{
+static void receive(struct worker *w) {
     struct io_rx rx[TURN_RX];
     int n = w->ops->rx(w->io, rx, TURN_RX);
     for (int i = 0; i < n; i++) {
@@ -346,8 +338,7 @@ static void receive(struct worker *w)
     }
 }
 
-static void receive_handed_over(struct worker *w)
-{
+static void receive_handed_over(struct worker *w) {
     for (uint32_t i = 0; i < w->count; i++) {
         struct quic_rx rx;
         for (uint32_t n = 0; w->in[i] && handoff_peek(w->in[i], &rx); n++) {
@@ -362,22 +353,19 @@ static void receive_handed_over(struct worker *w)
     }
 }
 
-static void hand_over(struct worker *w)
-{
+static void hand_over(struct worker *w) {
     for (uint32_t i = 0; i < w->count; i++)
         if (w->out[i] && handoff_publish(w->out[i]))
             worker_kick(w->peers[i]);
 }
 
-static void fire(void *ctx, struct quic_timer *timer)
-{
+static void fire(void *ctx, struct quic_timer *timer) {
     struct worker *w = ctx;
     quic_conn_on_timer(quic_conn_from_timer(timer), w->now);
 }
 
 /* Answers the number of trains committed. */
-static uint32_t transmit(struct worker *w)
-{
+static uint32_t transmit(struct worker *w) {
     uint32_t n = 0;
     w->tx_full = false;
     for (; n < TURN_TX; n++) {
@@ -408,36 +396,37 @@ static uint32_t transmit(struct worker *w)
 }
 
 /* Show the turn's events, and wake the control plane if it may be asleep. */
-static void signal_events(struct worker *w)
-{
+static void signal_events(struct worker *w) {
     struct shared *s = w->shared;
     if (!ring_publish(&w->events))
         return;
-    /* Orders the events before our look at `events_armed`; pairs with the fence in stoq_event_clear between its arming and
-     * its reading of the rings. Either it finds these events or we find it armed. */
+    /* Orders the events before our look at `events_armed`; pairs with the fence in stoq_event_clear between
+     * its arming and its reading of the rings. Either it finds these events or we find it armed. */
     atomic_thread_fence(memory_order_seq_cst);
     if (w->event_fd < 0 || !atomic_load_explicit(&s->events_armed, memory_order_relaxed))
         return;
     /* Relaxed: only this thread clears it, and the eventfd itself carries the wake-up. */
     atomic_store_explicit(&s->events_armed, 0, memory_order_relaxed);
     uint64_t one = 1;
-    (void)!write(w->event_fd, &one, sizeof one); /* Fails only when the count is at its top: readable already. */
+    (void)!write(w->event_fd, &one,
+                 sizeof one); /* Fails only when the count is at its top: readable already. */
 }
 
-/* STOP was asked for: nothing is received any more; when everything is told and sent, or time is up, the worker stops. */
-static void stop_when_quiet(struct worker *w, uint32_t sent)
-{
+/* STOP was asked for: nothing is received any more; when everything is told and sent, or time is up, the
+ * worker stops. */
+static void stop_when_quiet(struct worker *w, uint32_t sent) {
     if (w->stop_deadline == 0)
         w->stop_deadline = w->now + STOP_NS;
     if ((sent > 0 || w->tx_full || w->more) && w->now < w->stop_deadline)
         return;
     if (worker_event_room(w))
-        worker_tell(w, &(struct stoq_event){.type = STOQ_EVENT_STOPPED, .chunk = STOQ_NO_CHUNK, .value = w->index}, NULL);
+        worker_tell(
+            w, &(struct stoq_event){.type = STOQ_EVENT_STOPPED, .chunk = STOQ_NO_CHUNK, .value = w->index},
+            NULL);
     w->stopped = true;
 }
 
-uint64_t worker_turn(struct worker *w, uint64_t now)
-{
+uint64_t worker_turn(struct worker *w, uint64_t now) {
     if (w->stopped)
         return QUIC_NEVER;
     w->now = now;

@@ -1,5 +1,6 @@
-/* The `perf` protocol over two simulated workers: downloads, uploads, many small requests, a test bounded by time, a connection
- * that ends under it, and a server that was not asked to serve it. TLS is the script of csrc/sim. */
+/* The `perf` protocol over two simulated workers: downloads, uploads, many small requests, a test bounded by
+ * time, a connection that ends under it, and a server that was not asked to serve it. TLS is the script of
+ * csrc/sim. */
 #include "check.h"
 
 #include "sim/script.h"
@@ -30,8 +31,7 @@ struct port {
     uint32_t side;
 };
 
-static void command(struct pair *p, uint32_t side, struct stoq_command c, const void *data, uint32_t len)
-{
+static void command(struct pair *p, uint32_t side, struct stoq_command c, const void *data, uint32_t len) {
     c.chunk = STOQ_NO_CHUNK;
     if (len > 0) {
         c.chunk = stoq_chunk_alloc(p->dp, side, len);
@@ -42,8 +42,8 @@ static void command(struct pair *p, uint32_t side, struct stoq_command c, const 
     REQUIRE(stoq_command(p->dp, side, &c));
 }
 
-static void put(void *ctx, uint8_t type, uint8_t level, uint8_t flags, uint64_t code, const uint8_t *data, uint32_t len)
-{
+static void put(void *ctx, uint8_t type, uint8_t level, uint8_t flags, uint64_t code, const uint8_t *data,
+                uint32_t len) {
     const struct port *port = ctx;
     struct stoq_command c = {
         .type = type, .level = level, .flags = flags, .code = code, .conn = port->p->ends[port->side].handle};
@@ -54,12 +54,12 @@ static void put(void *ctx, uint8_t type, uint8_t level, uint8_t flags, uint64_t 
     command(port->p, port->side, c, data, len);
 }
 
-static void on_event(struct pair *p, uint32_t side, const struct stoq_event *e)
-{
+static void on_event(struct pair *p, uint32_t side, const struct stoq_event *e) {
     struct end *end = &p->ends[side];
     struct port port = {p, side};
     struct script_sink sink = {&port, put};
-    const uint8_t *data = e->chunk == STOQ_NO_CHUNK ? NULL : stoq_receive_chunk(p->dp, side, e->chunk) + e->chunk_offset;
+    const uint8_t *data =
+        e->chunk == STOQ_NO_CHUNK ? NULL : stoq_receive_chunk(p->dp, side, e->chunk) + e->chunk_offset;
     switch (e->type) {
     case STOQ_EVENT_CONNECTION: {
         struct stoq_new_connection head;
@@ -92,12 +92,12 @@ static void on_event(struct pair *p, uint32_t side, const struct stoq_event *e)
         break;
     }
     if (e->chunk != STOQ_NO_CHUNK)
-        REQUIRE(stoq_command(p->dp, side, &(struct stoq_command){.type = STOQ_COMMAND_CHUNK_RELEASE, .chunk = e->chunk}));
+        REQUIRE(stoq_command(p->dp, side,
+                             &(struct stoq_command){.type = STOQ_COMMAND_CHUNK_RELEASE, .chunk = e->chunk}));
 }
 
 /* Run until *flag or until `span` of virtual time is over. */
-static void run(struct pair *p, const bool *flag, uint64_t span)
-{
+static void run(struct pair *p, const bool *flag, uint64_t span) {
     uint64_t until = stoq_sim_now(p->sim) + span;
     while (!*flag && stoq_sim_now(p->sim) < until) {
         stoq_sim_run(p->sim, until);
@@ -111,8 +111,7 @@ static void run(struct pair *p, const bool *flag, uint64_t span)
 }
 
 static void start(struct pair *p, const struct stoq_config *client, const struct stoq_config *server,
-                  const struct stoq_impairment *wire)
-{
+                  const struct stoq_impairment *wire) {
     struct stoq_error error;
     memset(p, 0, sizeof *p);
     p->alpn = "perf";
@@ -129,15 +128,14 @@ static void start(struct pair *p, const struct stoq_config *client, const struct
     REQUIRE(p->ends[0].connected);
 }
 
-static void ask(struct pair *p, struct stoq_perf perf)
-{
+static void ask(struct pair *p, struct stoq_perf perf) {
     p->ends[0].done = false;
-    command(p, 0, (struct stoq_command){.type = STOQ_COMMAND_PERF_START, .conn = p->ends[0].handle}, &perf, sizeof perf);
+    command(p, 0, (struct stoq_command){.type = STOQ_COMMAND_PERF_START, .conn = p->ends[0].handle}, &perf,
+            sizeof perf);
 }
 
 /* After the last connection is gone nothing may be left of it. */
-static void finish(struct pair *p)
-{
+static void finish(struct pair *p) {
     bool never = false;
     command(p, 0, (struct stoq_command){.type = STOQ_COMMAND_CLOSE, .conn = p->ends[0].handle}, NULL, 0);
     run(p, &never, 120 * S);
@@ -158,11 +156,11 @@ static const struct stoq_config client_config = {0};
 static const struct stoq_config server_config = {.test_profile = true};
 static const struct stoq_impairment lan = {.delay_ns = 100000};
 
-static void download_and_upload(void)
-{
+static void download_and_upload(void) {
     struct pair p;
     start(&p, &client_config, &server_config, &lan);
-    ask(&p, (struct stoq_perf){.download_bytes = 30000000, .upload_bytes = 5000000, .streams = 2, .requests = 3});
+    ask(&p,
+        (struct stoq_perf){.download_bytes = 30000000, .upload_bytes = 5000000, .streams = 2, .requests = 3});
     run(&p, &p.ends[0].done, 60 * S);
     REQUIRE(p.ends[0].done);
     CHECK_EQ(p.result.requests, 3);
@@ -173,30 +171,33 @@ static void download_and_upload(void)
     finish(&p);
 }
 
-static void many_small_requests(void)
-{
+static void many_small_requests(void) {
     struct pair p;
     start(&p, &client_config, &server_config, &lan);
-    for (int round = 1; round <= 2; round++) { /* A second test on the connection goes on with the next stream. */
+    for (int round = 1; round <= 2;
+         round++) { /* A second test on the connection goes on with the next stream. */
         ask(&p, (struct stoq_perf){.download_bytes = 512, .streams = 10, .requests = 2000});
         run(&p, &p.ends[0].done, 60 * S);
         REQUIRE(p.ends[0].done);
         CHECK_EQ(p.result.requests, 2000);
         CHECK_EQ(p.result.bytes_received, 2000 * 512);
         CHECK(p.result.latency_min_ns >= 200000); /* A round trip. */
-        CHECK(p.result.latency_min_ns <= p.result.latency_p50_ns && p.result.latency_p50_ns <= p.result.latency_p90_ns &&
-              p.result.latency_p90_ns <= p.result.latency_p99_ns && p.result.latency_p99_ns <= p.result.latency_max_ns);
+        CHECK(p.result.latency_min_ns <= p.result.latency_p50_ns &&
+              p.result.latency_p50_ns <= p.result.latency_p90_ns &&
+              p.result.latency_p90_ns <= p.result.latency_p99_ns &&
+              p.result.latency_p99_ns <= p.result.latency_max_ns);
     }
-    ask(&p, (struct stoq_perf){.download_bytes = 0, .streams = 1, .requests = 1}); /* Nothing but FIN comes back. */
+    ask(&p, (struct stoq_perf){
+                .download_bytes = 0, .streams = 1, .requests = 1}); /* Nothing but FIN comes back. */
     run(&p, &p.ends[0].done, 60 * S);
     CHECK(p.ends[0].done && p.result.requests == 1 && p.result.bytes_received == 0);
     finish(&p);
 }
 
-static void bounded_by_time(void)
-{
+static void bounded_by_time(void) {
     struct pair p;
-    start(&p, &client_config, &server_config, &(struct stoq_impairment){.delay_ns = 2 * MS, .rate_bps = 100000000});
+    start(&p, &client_config, &server_config,
+          &(struct stoq_impairment){.delay_ns = 2 * MS, .rate_bps = 100000000});
     ask(&p, (struct stoq_perf){.download_bytes = UINT64_C(1) << 40, .streams = 1, .duration_ns = S});
     run(&p, &p.ends[0].done, 5 * S);
     REQUIRE(p.ends[0].done);
@@ -210,15 +211,17 @@ static void bounded_by_time(void)
     finish(&p);
 }
 
-static void connection_ends_under_it(void)
-{
+static void connection_ends_under_it(void) {
     struct pair p;
     /* A rate: virtual time would hardly pass without one. */
-    start(&p, &client_config, &server_config, &(struct stoq_impairment){.delay_ns = 2 * MS, .rate_bps = 1000000000});
+    start(&p, &client_config, &server_config,
+          &(struct stoq_impairment){.delay_ns = 2 * MS, .rate_bps = 1000000000});
     ask(&p, (struct stoq_perf){.download_bytes = UINT64_C(1) << 40, .streams = 5, .requests = 5});
     bool never = false;
     run(&p, &never, 20 * MS);
-    command(&p, 1, (struct stoq_command){.type = STOQ_COMMAND_CLOSE, .flags = STOQ_APP, .conn = p.ends[1].handle}, NULL, 0);
+    command(&p, 1,
+            (struct stoq_command){.type = STOQ_COMMAND_CLOSE, .flags = STOQ_APP, .conn = p.ends[1].handle},
+            NULL, 0);
     run(&p, &p.ends[0].closed, 5 * S);
     CHECK(p.ends[0].done && p.ends[0].closed);
     CHECK(p.result.bytes_received > 0);
@@ -226,14 +229,14 @@ static void connection_ends_under_it(void)
     finish(&p);
 }
 
-static void refused(void)
-{
+static void refused(void) {
     struct pair p;
     uint64_t counters[STOQ_COUNTER_COUNT];
     start(&p, &client_config, &server_config, &lan);
     ask(&p, (struct stoq_perf){.streams = 0, .requests = 1});
     ask(&p, (struct stoq_perf){.streams = 1});
-    command(&p, 0, (struct stoq_command){.type = STOQ_COMMAND_PERF_START, .conn = p.ends[0].handle}, "short", 5);
+    command(&p, 0, (struct stoq_command){.type = STOQ_COMMAND_PERF_START, .conn = p.ends[0].handle}, "short",
+            5);
     bool never = false;
     run(&p, &never, 10 * MS);
     stoq_counters(p.dp, 0, counters, STOQ_COUNTER_COUNT);
@@ -243,8 +246,7 @@ static void refused(void)
 }
 
 /* Without the test profile the server's application sees the streams: nothing is served behind its back. */
-static void not_without_the_test_profile(void)
-{
+static void not_without_the_test_profile(void) {
     struct pair p;
     start(&p, &client_config, &client_config, &lan);
     ask(&p, (struct stoq_perf){.download_bytes = 1000, .streams = 1, .requests = 1});
@@ -263,7 +265,6 @@ static const struct check_case cases[] = {
     {"not without the test profile", not_without_the_test_profile},
 };
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     return check_main(argc, argv, cases, sizeof cases / sizeof cases[0]);
 }

@@ -1,6 +1,6 @@
-/* The worker's parts without an engine: rings (wrap-around, two threads, two mappings), timer wheel against a sorted model,
- * arena and chunk pools to exhaustion and back, the control end against a worker's end of one shared area, handoff, latency
- * histogram, configuration. */
+/* The worker's parts without an engine: rings (wrap-around, two threads, two mappings), timer wheel against a
+ * sorted model, arena and chunk pools to exhaustion and back, the control end against a worker's end of one
+ * shared area, handoff, latency histogram, configuration. */
 #define _GNU_SOURCE
 #include "check.h"
 
@@ -21,8 +21,7 @@
 
 /* ---- ring ---- */
 
-static void ring_wraps(void)
-{
+static void ring_wraps(void) {
     enum { SLOTS = 8 };
     alignas(64) static uint8_t memory[sizeof(struct ring) + SLOTS * RING_SLOT_BYTES];
     memset(memory, 0, sizeof memory);
@@ -65,8 +64,7 @@ static void ring_wraps(void)
     CHECK(got > 10 * SLOTS);
 }
 
-static void ring_survives_a_mad_peer(void)
-{
+static void ring_survives_a_mad_peer(void) {
     enum { SLOTS = 8 };
     alignas(64) static uint8_t memory[sizeof(struct ring) + SLOTS * RING_SLOT_BYTES];
     memset(memory, 0, sizeof memory);
@@ -83,8 +81,7 @@ static void ring_survives_a_mad_peer(void)
 
 enum { STRESS = 300000, STRESS_SLOTS = 64 };
 
-static void *produce(void *arg)
-{
+static void *produce(void *arg) {
     struct ring_producer p = ring_attach_producer(arg, STRESS_SLOTS);
     for (uint64_t i = 0; i < STRESS;) {
         uint64_t *slot = ring_reserve(&p);
@@ -103,8 +100,7 @@ static void *produce(void *arg)
 }
 
 /* Producer and consumer on two threads, through two mappings of one memfd. */
-static void ring_across_threads_and_mappings(void)
-{
+static void ring_across_threads_and_mappings(void) {
     size_t bytes = (ring_bytes(STRESS_SLOTS) + 4095) & ~(size_t)4095;
     int fd = memfd_create("test", MFD_CLOEXEC);
     REQUIRE(fd >= 0 && ftruncate(fd, (off_t)bytes) == 0);
@@ -153,22 +149,19 @@ struct model {
     uint64_t fired;
 };
 
-static void model_set(struct model *m, int i, uint64_t deadline)
-{
+static void model_set(struct model *m, int i, uint64_t deadline) {
     wheel_set(&m->wheel, &m->timers[i], deadline);
     m->deadline[i] = deadline;
     /* Set to the past from within expire it is due at the tick after now. */
     m->armed_at[i] = m->inside ? (m->now & ~(WHEEL_TICK_NS - 1)) + WHEEL_TICK_NS : m->now;
 }
 
-static uint64_t spread(void)
-{
+static uint64_t spread(void) {
     unsigned bits = (unsigned)(check_rand() % 46); /* Up to 20 hours: five levels. */
     return check_rand() & ((UINT64_C(1) << bits) - 1);
 }
 
-static void model_fire(void *ctx, struct quic_timer *timer)
-{
+static void model_fire(void *ctx, struct quic_timer *timer) {
     struct model *m = ctx;
     int i = (int)(timer - m->timers);
     m->fired++;
@@ -182,15 +175,15 @@ static void model_fire(void *ctx, struct quic_timer *timer)
     if (check_rand() % 2)
         model_set(m, i, m->now + (check_rand() % 2 ? 0 : spread()));
     if (check_rand() % 2)
-        model_set(m, (int)(check_rand() % TIMERS), m->now + spread() - (check_rand() % 3 == 0 ? m->now / 2 : 0));
+        model_set(m, (int)(check_rand() % TIMERS),
+                  m->now + spread() - (check_rand() % 3 == 0 ? m->now / 2 : 0));
     if (check_rand() % 4 == 0)
         model_set(m, (int)(check_rand() % TIMERS), QUIC_NEVER);
     m->inside = false;
 }
 
 /* After expire(now) nothing may be left that was due a tick ago. */
-static void model_check(struct model *m)
-{
+static void model_check(struct model *m) {
     uint64_t armed = 0, earliest = QUIC_NEVER;
     for (int i = 0; i < TIMERS; i++) {
         uint64_t due = m->deadline[i];
@@ -211,8 +204,7 @@ static void model_check(struct model *m)
     }
 }
 
-static void wheel_against_model(void)
-{
+static void wheel_against_model(void) {
     static struct model m;
     for (int run = 0; run < 20; run++) {
         memset(&m, 0, sizeof m);
@@ -242,9 +234,9 @@ static void wheel_against_model(void)
     }
 }
 
-/* A virtual clock that jumps from deadline to deadline fires a lone timer exactly once, in few jumps, at its tick. */
-static void wheel_jumps(void)
-{
+/* A virtual clock that jumps from deadline to deadline fires a lone timer exactly once, in few jumps, at its
+ * tick. */
+static void wheel_jumps(void) {
     static struct model m;
     for (int i = 0; i < 500; i++) {
         memset(&m, 0, sizeof m);
@@ -268,15 +260,13 @@ static void wheel_jumps(void)
     }
 }
 
-static void arm_the_past(void *ctx, struct quic_timer *timer)
-{
+static void arm_the_past(void *ctx, struct quic_timer *timer) {
     struct model *m = ctx;
     if (++m->fired < 10) /* A wheel that fires it at once again is to fail, not to hang. */
         wheel_set(&m->wheel, timer, 1);
 }
 
-static void wheel_callback_cannot_hold_it_up(void)
-{
+static void wheel_callback_cannot_hold_it_up(void) {
     static struct model m;
     memset(&m, 0, sizeof m);
     m.now = 1000000;
@@ -295,8 +285,7 @@ static void wheel_callback_cannot_hold_it_up(void)
 
 /* ---- arena ---- */
 
-static void arena_classes(void)
-{
+static void arena_classes(void) {
     CHECK_EQ(arena_class_bytes(ARENA_CLASSES - 1), ARENA_MAX_BYTES);
     for (unsigned c = 0; c < ARENA_CLASSES; c++) {
         size_t bytes = arena_class_bytes(c);
@@ -308,16 +297,14 @@ static void arena_classes(void)
     CHECK_EQ(arena_class(1), 0);
 }
 
-static bool is_zero(const uint8_t *p, size_t n)
-{
+static bool is_zero(const uint8_t *p, size_t n) {
     for (size_t i = 0; i < n; i++)
         if (p[i] != 0)
             return false;
     return true;
 }
 
-static void arena_random(void)
-{
+static void arena_random(void) {
     enum { BLOCKS = 300 };
     static struct {
         uint8_t *p;
@@ -358,8 +345,7 @@ static void arena_random(void)
     arena_destroy(&a);
 }
 
-static void arena_runs_dry_and_recovers(void)
-{
+static void arena_runs_dry_and_recovers(void) {
     struct arena a;
     REQUIRE(arena_init(&a, 2 << 20));
     CHECK(arena_alloc(&a, 0) == NULL);
@@ -380,8 +366,7 @@ static void arena_runs_dry_and_recovers(void)
 
 /* ---- chunks ---- */
 
-static void chunk_numbers(void)
-{
+static void chunk_numbers(void) {
     struct chunk_layout l = chunk_layout_for(1 << 20);
     CHECK_EQ(l.small, 64);
     CHECK_EQ(l.large, 12);
@@ -395,8 +380,7 @@ static void chunk_numbers(void)
     CHECK(chunk_count(&(struct chunk_layout){.small = 1u << 30, .large = 1u << 30}) <= 0x80000000u);
 }
 
-static void receive_pool_life(void)
-{
+static void receive_pool_life(void) {
     struct chunk_layout l = {.small = 4, .large = 3};
     static uint8_t data[4 * STOQ_SMALL_CHUNK_BYTES + 3 * STOQ_LARGE_CHUNK_BYTES];
     struct receive_pool r;
@@ -432,8 +416,7 @@ static void receive_pool_life(void)
     receive_pool_destroy(&r);
 }
 
-static void send_chunks_adopted_once(void)
-{
+static void send_chunks_adopted_once(void) {
     struct chunk_layout l = {.small = 2, .large = 1};
     struct send_chunks s;
     REQUIRE(send_chunks_init(&s, &l, NULL));
@@ -449,8 +432,7 @@ static void send_chunks_adopted_once(void)
 /* ---- shared area, control end ---- */
 
 /* The control plane maps the memfd a second time: everything must work with two addresses. */
-static void control_through_second_mapping(void)
-{
+static void control_through_second_mapping(void) {
     struct stoq_config config = {.receive_bytes = 4 << 20, .send_bytes = 1 << 20};
     int fd;
     struct shared *s = shared_create(3, &config, &fd);
@@ -482,9 +464,11 @@ static void control_through_second_mapping(void)
         const struct stoq_command *command = ring_peek(&commands);
         REQUIRE(command != NULL);
         uint32_t got;
-        memcpy(&got, (uint8_t *)shared_at(s, s->send_at) + chunk_offset(&s->send, command->chunk), sizeof got);
+        memcpy(&got, (uint8_t *)shared_at(s, s->send_at) + chunk_offset(&s->send, command->chunk),
+               sizeof got);
         CHECK_EQ(got, command->chunk);
-        struct chunk_return *back = ring_reserve(&returns); /* One number a slot: the worst case still fits. */
+        struct chunk_return *back =
+            ring_reserve(&returns); /* One number a slot: the worst case still fits. */
         REQUIRE(back != NULL);
         *back = (struct chunk_return){.count = 1, .chunk = {command->chunk}};
         ring_pop(&commands);
@@ -521,8 +505,7 @@ static void control_through_second_mapping(void)
 
 enum { HANDED = 20000 };
 
-static void fill_train(struct quic_rx *rx, uint8_t *buffer, uint64_t i)
-{
+static void fill_train(struct quic_rx *rx, uint8_t *buffer, uint64_t i) {
     *rx = (struct quic_rx){.data = buffer,
                            .len = 1 + (uint32_t)(i * 7919 % 65000),
                            .segment = (uint16_t)(1 + i % 1400),
@@ -531,8 +514,7 @@ static void fill_train(struct quic_rx *rx, uint8_t *buffer, uint64_t i)
     memset(buffer, (int)(i & 0xff), rx->len);
 }
 
-static void *hand_over_all(void *arg)
-{
+static void *hand_over_all(void *arg) {
     static uint8_t buffer[65536];
     for (uint64_t i = 0; i < HANDED;) {
         struct quic_rx rx;
@@ -546,8 +528,7 @@ static void *hand_over_all(void *arg)
     return NULL;
 }
 
-static void handoff_keeps_bytes(void)
-{
+static void handoff_keeps_bytes(void) {
     struct handoff *h = handoff_create();
     REQUIRE(h != NULL);
     pthread_t thread;
@@ -574,8 +555,7 @@ static void handoff_keeps_bytes(void)
     handoff_destroy(h);
 }
 
-static void handoff_is_bounded(void)
-{
+static void handoff_is_bounded(void) {
     struct handoff *h = handoff_create();
     REQUIRE(h != NULL);
     static uint8_t buffer[65536];
@@ -599,14 +579,12 @@ static void handoff_is_bounded(void)
 
 /* ---- latency ---- */
 
-static int compare(const void *a, const void *b)
-{
+static int compare(const void *a, const void *b) {
     uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
     return x < y ? -1 : x > y;
 }
 
-static void latency_quantiles(void)
-{
+static void latency_quantiles(void) {
     enum { N = 5000 };
     static struct latency l;
     static uint64_t v[N];
@@ -629,22 +607,21 @@ static void latency_quantiles(void)
 
 /* ---- configuration ---- */
 
-static bool complete(const struct stoq_config *c, const char *says)
-{
+static bool complete(const struct stoq_config *c, const char *says) {
     struct stoq_config out;
     struct stoq_error error = {0};
     bool ok = stoq_config_complete(c, 7, &out, &error);
     return says ? !ok && error.code < 0 && strstr(error.text, says) != NULL : ok;
 }
 
-static void config_is_checked(void)
-{
+static void config_is_checked(void) {
     struct stoq_config c = {.workers = 0};
     struct stoq_config out, again;
     REQUIRE(stoq_config_complete(&c, 7, &out, NULL) && stoq_config_complete(&c, 7, &again, NULL));
     CHECK_EQ(out.workers, 1);
     CHECK(out.receive_bytes > 0 && out.send_bytes > 0 && out.metadata_bytes > 0 && out.crypto != NULL);
-    CHECK_MEM(out.token_key, again.token_key, 32); /* A seed gives the same keys, and not the same key twice. */
+    CHECK_MEM(out.token_key, again.token_key,
+              32); /* A seed gives the same keys, and not the same key twice. */
     CHECK(memcmp(out.token_key, out.reset_key, 32) != 0);
     REQUIRE(stoq_config_complete(&c, 0, &out, NULL) && stoq_config_complete(&c, 0, &again, NULL));
     CHECK(memcmp(out.token_key, again.token_key, 32) != 0);
@@ -681,7 +658,6 @@ static const struct check_case cases[] = {
     {"config is checked", config_is_checked},
 };
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     return check_main(argc, argv, cases, sizeof cases / sizeof cases[0]);
 }

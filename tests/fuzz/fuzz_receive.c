@@ -1,10 +1,10 @@
 /* The receive path behind packet protection: the input's bytes become frames in packets sealed with the right
  * keys, so that frame handling, loss recovery, flow control, streams, ids, paths and closing are reached.
  *
- * Input: who is attacked, how far the handshake is (first byte), then operations: packets of any level with
- * any payload, number, key phase and source address; raw datagrams; time; what the attacked side's
- * application does; no more memory. Properties, after every operation: the invariants of quic_check.h hold on
- * every connection, memory is bounded; in the end all memory, chunks and timers are given back.
+ * Input: who is attacked, how far the handshake is, and by way of what (first byte), then operations: packets
+ * of any level with any payload, number, key phase and source address; raw datagrams; time; what the attacked
+ * side's application does; no more memory. Properties, after every operation: the invariants of quic_check.h
+ * hold on every connection, memory is bounded; in the end all memory, chunks and timers are given back.
  */
 #include "pair.h"
 
@@ -80,6 +80,29 @@ static void raw(struct pair *pair, unsigned victim, struct input *in) {
     pair_receive(pair, victim, out, len, &pair->addr[!victim], 0);
 }
 
+/* What a server may answer a first flight with, aimed right: Retry with a valid tag, Version Negotiation. */
+static void answer(struct pair *pair, struct input *in) {
+    struct quic_conn *conn = pair_conn(pair, PAIR_CLIENT);
+    uint8_t out[600];
+    if (conn == NULL)
+        return;
+    const struct quic_cid *theirs = &conn->peer_cids[0].cid, *ours = &conn->initial_scid;
+    bool retry = take(in, 1) & 1;
+    size_t len = (size_t)take(in, 1);
+    const uint8_t *bytes = take_bytes(in, &len);
+    size_t n;
+    if (retry) {
+        struct quic_cid scid = {.len = 8, .id = {(uint8_t)take(in, 1)}};
+        n = quic_put_retry(out, sizeof out, QUIC_VERSION_1, ours, &scid, theirs, bytes, len);
+    } else {
+        n = quic_put_version_negotiation(out, sizeof out, ours->id, ours->len, theirs->id, theirs->len, 0);
+        n -= take(in, 1) & 1 ? 4 : 0; /* With version 1 among them or not. */
+        memcpy(out + n, bytes, len);
+        n += len;
+    }
+    pair_receive(pair, PAIR_CLIENT, out, n, &pair->addr[PAIR_SERVER], 0);
+}
+
 static void send_stream(struct pair *pair, struct quic_conn *conn, struct input *in) {
     uint64_t id = take(in, 1);
     uint32_t len = (uint32_t)take(in, 2) % QUIC_SMALL_CHUNK_BYTES;
@@ -152,6 +175,9 @@ static bool operation(struct pair *pair, unsigned victim, struct input *in, bool
     case 4:
         raw(pair, victim, in);
         return true;
+    case 8:
+        answer(pair, in);
+        return true;
     case 5:
         if (!forged)
             pair_advance(pair);
@@ -176,7 +202,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len) {
     unsigned first = (unsigned)take(&in, 1);
     unsigned victim = first & 1;
     bool slow_reader = first & 2, forged = false;
-    struct pair *pair = pair_create();
+    struct pair *pair = pair_create(first & 32, first & 64 ? 0x1a2a3a4a : 0);
     for (unsigned stage = (first >> 2) % 8; stage > 0; stage--)
         pair_advance(pair); /* More than there are: complete, the most interesting, is drawn most often. */
     for (int i = 0; i < MAX_OPERATIONS && in.len > 0; i++) {

@@ -154,7 +154,8 @@ enum {
     ADVANCE = 5,
     NO_MEMORY = 6,
     DRAIN = 7,
-    INJECT = 8
+    ANSWER = 8,
+    INJECT = 9
 };
 
 static void receive(void) {
@@ -189,6 +190,11 @@ static void receive(void) {
                                       2,      3,  4, 5, 6, 7, 8,    1,      0,  SLEEP, 31,   LOSE};
     static const uint8_t starved[] = {NO_MEMORY, 5, APPLICATION, 0,    0, 0, 16, 0, 0, LOSE,
                                       INJECT,    0, 5,           0x0a, 0, 2, 1,  2, 0};
+    static const uint8_t retry[] = {LOSE, ANSWER, 1, 3, 't', 'o', 'k', 9, LOSE, INJECT, 3, 2, 1, 1, 0};
+    static const uint8_t version[] = {LOSE, ANSWER, 0, 4, 0xa, 0xa, 0xa, 0xa, 0,
+                                      LOSE, ANSWER, 0, 4, 0xa, 0xa, 0xa, 0xa, 1};
+    write_seed("receive", "answer_retry", 0, retry, sizeof retry);
+    write_seed("receive", "answer_version", 64, version, sizeof version);
     for (uint8_t victim = 0; victim < 2; victim++) {
         char name[64];
         snprintf(name, sizeof name, "handshake_%u", victim);
@@ -197,6 +203,10 @@ static void receive(void) {
         write_seed("receive", name, victim | 16, update, sizeof update);
         snprintf(name, sizeof name, "migrate_%u", victim);
         write_seed("receive", name, victim | 16, migrate, sizeof migrate);
+        for (uint8_t way = 1; way < 4; way++) { /* Retry, another version, both. */
+            snprintf(name, sizeof name, "way_%u_%u", way, victim);
+            write_seed("receive", name, (uint8_t)(victim | way << 5), handshake, sizeof handshake);
+        }
         snprintf(name, sizeof name, "starved_%u", victim);
         write_seed("receive", name, victim | 16, starved, sizeof starved);
     }

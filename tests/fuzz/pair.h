@@ -149,7 +149,9 @@ static void host_random(void *ctx, uint8_t *out, size_t len) {
 
 /* ---- the two ends ---- */
 
-static struct pair *pair_create(void) {
+/* `retry`: the server wants every address validated. `version`: what the client tries first; 0 for version 1.
+ */
+static struct pair *pair_create(bool retry, uint32_t version) {
     struct pair *pair = calloc(1, sizeof *pair);
     EXPECT(pair != NULL);
     pair->now = UINT64_C(1000000000);
@@ -168,6 +170,7 @@ static struct pair *pair_create(void) {
             .crypto = crypto_provider_by_name("auto"),
             .worker = (uint8_t)side,
             .server = side == PAIR_SERVER,
+            .retry_always = retry,
             .max_connections = 4,
             .cc = side == PAIR_SERVER ? STOQ_CC_CUBIC : STOQ_CC_NEWRENO,
             .max_data = WINDOW_BYTES,
@@ -191,7 +194,7 @@ static struct pair *pair_create(void) {
     }
     struct quic_conn *client =
         quic_conn_connect(pair->party[PAIR_CLIENT].ep, pair->now, &pair->addr[PAIR_SERVER],
-                          &pair->addr[PAIR_CLIENT], 0, NULL, 0);
+                          &pair->addr[PAIR_CLIENT], version, NULL, 0);
     EXPECT(client != NULL);
     pair->party[PAIR_CLIENT].handle = quic_conn_handle(client);
     pair->original_dcid = client->original_dcid;
@@ -338,7 +341,8 @@ static void pair_advance(struct pair *pair) {
     switch (pair->stage) {
     case 0:
         say(pair, PAIR_CLIENT, QUIC_INITIAL, 300);
-        pair_transmit(pair, PAIR_CLIENT, true);
+        for (unsigned i = 0; i < 5; i++) /* Both may have to be asked again: version, then Retry. */
+            pair_transmit(pair, i % 2 == 0 ? PAIR_CLIENT : PAIR_SERVER, true);
         break;
     case 1:
         give_params(pair, PAIR_SERVER);
@@ -374,9 +378,26 @@ static void pair_advance(struct pair *pair) {
 
 /* ---- forged packets ---- */
 
+/* After a Retry the Initial keys are those of the id it chose. */
+static void follow_retry(struct pair *pair) {
+    const struct quic_conn *client = pair_conn(pair, PAIR_CLIENT);
+    if (client == NULL || !client->retried || quic_cid_equal(&client->retry_scid, &pair->original_dcid))
+        return;
+    size_t left = pair->allocations_left;
+    pair->allocations_left = SIZE_MAX; /* Our keys are not of the memory that is short. */
+    pair->original_dcid = client->retry_scid;
+    for (unsigned side = 0; side < 2; side++) {
+        struct quic_keys *keys = &pair->party[side].keys[QUIC_SPACE_INITIAL];
+        quic_keys_discard(keys);
+        EXPECT(quic_keys_install_initial(keys, side == PAIR_SERVER, &pair->original_dcid));
+    }
+    pair->allocations_left = left;
+}
+
 /* A packet as `from` would send it, into `out`; its length, 0 if that side has no keys for it. */
 static size_t pair_seal(struct pair *pair, unsigned from, enum quic_space_id id, bool reserved_bits,
                         const uint8_t *payload, size_t len, uint8_t *out, size_t cap) {
+    follow_retry(pair);
     struct pair_party *party = &pair->party[from];
     struct quic_keys *keys = &party->keys[id];
     struct quic_conn *victim = pair_conn(pair, !from), *self = pair_conn(pair, from);

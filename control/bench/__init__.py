@@ -1,0 +1,12 @@
+"""`stoq bench throughput|handshake|latency`: our figures, each beside its yardstick in the same run.
+
+      a trial ──▶ ours ──▶ yardstick ──▶ further contenders ──▶ the next trial …
+
+Contenders take turns, so that a machine whose speed wanders slows all of them alike, and the ratio is
+formed within a trial. Reported are every trial, the medians, the ratio (median of the trials' ratios) and
+the environment.
+
+`processes` runs and ends programs, `yardsticks` the C ones of csrc/bench, `environment` describes the
+machine, `report` makes figures of trials; `throughput`, `handshake` and `latency` are the commands' work,
+`handshaker` the program that `handshake` measures, `commands` the command line.
+"""

@@ -1,0 +1,181 @@
+"""The command line of `stoq bench`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from control import devcerts
+from control.bench import handshake, latency, throughput
+from control.bench.report import rounded
+from control.bench.throughput import Bench, Settings
+from control.console import Output, run_async
+from control.handshake.policy import CIPHERS
+from control.run import places
+from dataplane.config import BACKENDS, CRYPTO_PROVIDERS
+from dataplane.tables import CongestionController
+
+F = TypeVar("F", bound=Callable[..., Any])
+Measure = Callable[[Bench], Awaitable[dict[str, Any]]]
+Rows = Callable[[dict[str, Any]], list[tuple[str, str]]]
+
+
+def _cores(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    try:
+        client, server = (int(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter("want two numbers, as in 0,1") from None
+    return client, server
+
+
+async def _bench(
+    output: Output,
+    settings: Settings,
+    cores: tuple[int, int] | None,
+    title: str,
+    measure: Measure,
+    rows: Rows,
+) -> None:
+    """Make the place, measure, tell, take everything away again."""
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stoq-bench-")))
+        client, server = places(stack, output, settings.mtu)
+        if cores is not None:
+            client, server = replace(client, core=cores[0]), replace(server, core=cores[1])
+        addresses = list(dict.fromkeys([client.address, server.address, "::1"]))
+        devcerts.write(work / "certs", ["client", "server"], addresses, days=1)
+        report = await measure(Bench(settings, client, server, work / "certs"))
+    where = report["environment"]
+    facts = [
+        ("machine", f"{where['cpu']}, Linux {where['kernel']}, {where['link']}, MTU {where['mtu']}"),
+        ("cores", f"client {where['cores']['client']}, server {where['cores']['server']}"),
+        ("crypto", str(where["provider"])),
+        ("meanwhile", f"load {where['loadavg_end'][0]:.2f}, {where['cpu_stolen']:.1%} of CPU time stolen"),
+    ]
+    output.table(title, [*rows(report), *facts])
+    output.event("result", **rounded(report))
+
+
+_COMMON = [
+    click.option("--json", "json_lines", is_flag=True, help="The result as one JSON object."),
+    click.option("--trials", type=click.IntRange(1, 1000), default=3, show_default=True),
+    click.option(
+        "--seconds",
+        type=click.FloatRange(0.3, 600),
+        default=3.0,
+        show_default=True,
+        help="Of each contender in each trial.",
+    ),
+    click.option(
+        "--mtu", type=click.IntRange(1280, 65535), default=1500, show_default=True, help="Of the veth pair."
+    ),
+    click.option(
+        "--cores", callback=_cores, metavar="C,S", help="Client's and server's; default: the first two."
+    ),
+    click.option(
+        "--backend", type=click.Choice(BACKENDS), default=BACKENDS[0], show_default=True, help="Packet I/O."
+    ),
+]
+
+
+def _common(function: F) -> F:
+    for option in reversed(_COMMON):
+        function = option(function)
+    return function
+
+
+def _output(output: Output, json_lines: bool) -> Output:
+    return Output(json_lines=output.json_lines or json_lines)
+
+
+@click.group("bench")
+def bench_group() -> None:
+    """Measure ourselves beside yardsticks: every trial, the ratio, the environment."""
+
+
+@bench_group.command("throughput")
+@_common
+@click.option("--compare/--no-compare", default=True, show_default=True, help="Also aioquic and qh3.")
+@click.option("--direction", type=click.Choice(("download", "upload")), default="download", show_default=True)
+@click.option(
+    "--streams", type=click.IntRange(1), default=1, show_default=True, help="At a time, each connection."
+)
+@click.option("--connections", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--crypto", type=click.Choice(CRYPTO_PROVIDERS), help="Crypto provider of ours.")
+@click.option("--cipher", type=click.Choice(tuple(CIPHERS)), help="Offer only this cipher.")
+@click.option("--congestion", type=click.Choice([c.key for c in CongestionController]))
+@click.pass_obj
+def throughput_command(
+    output: Output,
+    /,
+    json_lines: bool,
+    cores: tuple[int, int] | None,
+    direction: str,
+    crypto: str | None,
+    cipher: str | None,
+    congestion: str | None,
+    **options: Any,
+) -> None:
+    """Goodput of one transfer, beside the no-protocol ceiling, raw UDP, aioquic and qh3."""
+    output = _output(output, json_lines)
+    chosen = {"--crypto": crypto, "--cipher": cipher, "--congestion": congestion}
+    more = tuple(part for name, value in chosen.items() if value for part in (name, value))
+    settings = Settings(download=direction == "download", options=more, **options)
+
+    def measure(bench: Bench) -> Awaitable[dict[str, Any]]:
+        return throughput.measure(output, bench)
+
+    main = _bench(output, settings, cores, "throughput", measure, throughput.rows)
+    raise SystemExit(run_async(output, main))
+
+
+@bench_group.command("handshake")
+@_common
+@click.option(
+    "--compare/--no-compare", default=True, show_default=True, help="Also aioquic's QuicConnection."
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1000),
+    default=8,
+    show_default=True,
+    help="Handshakes at a time in the last part.",
+)
+@click.pass_obj
+def handshake_command(
+    output: Output,
+    /,
+    json_lines: bool,
+    cores: tuple[int, int] | None,
+    concurrency: int,
+    **options: Any,
+) -> None:
+    """Full mutual handshakes a second, beside aioquic."""
+    output = _output(output, json_lines)
+
+    def measure(bench: Bench) -> Awaitable[dict[str, Any]]:
+        return handshake.measure(bench, concurrency)
+
+    main = _bench(output, Settings(**options), cores, "handshake", measure, handshake.rows)
+    raise SystemExit(run_async(output, main))
+
+
+@bench_group.command("latency")
+@_common
+@click.pass_obj
+def latency_command(
+    output: Output, /, json_lines: bool, cores: tuple[int, int] | None, **options: Any
+) -> None:
+    """Request and response of 512 bytes, beside a raw UDP ping-pong; both ends busy-poll."""
+    output = _output(output, json_lines)
+    settings = Settings(options=("--busy-poll",), compare=False, **options)
+    main = _bench(output, settings, cores, "latency", latency.measure, latency.rows)
+    raise SystemExit(run_async(output, main))
