@@ -168,7 +168,9 @@ struct stoq_connection_stats {
 
 struct stoq_io_stats {
     uint64_t rx_packets, rx_bytes, rx_trains, rx_errors;
-    uint64_t rx_dropped_truncated, rx_dropped_no_buffer, rx_dropped_ipv4;
+    /* The kernel's queue was full (a coalesced train counts once), larger than a buffer, empty, IPv4. */
+    uint64_t rx_dropped_queue, rx_dropped_truncated, rx_dropped_empty, rx_dropped_ipv4;
+    uint64_t rx_no_buffer; /* Times none was free for the kernel; nothing is lost by that. */
     uint64_t tx_packets, tx_bytes, tx_trains, tx_errors, tx_full;
     uint64_t wakeups, waits, syscalls;
 };

@@ -115,7 +115,7 @@ class Bench:
             "packets_lost": counters["packets_lost"],
             "congestion_events": counters["congestion_events"],
             "acks_received": counters["acks_received"],
-            "dropped_without_buffer": receiver["io"]["rx_dropped_no_buffer"],
+            "dropped_at_socket": receiver["io"]["rx_dropped_queue"],
             "trains_sent": sender["trains_sent"],
             "trains_received": receiver["trains_received"],
             "aead": client["aead"],

@@ -371,8 +371,7 @@ static void run_receiver(const struct options *o, const struct protection *p) {
         io->ops->close(io);
     }
     double cpu_ns_per_packet = sampled_packets != 0 ? (double)sampled_ns / (double)sampled_packets : 0;
-    report_receiver(o, p, &t, (double)(last - begin) / (double)BENCH_NS, cpu_ns_per_packet,
-                    st.rx_dropped_no_buffer);
+    report_receiver(o, p, &t, (double)(last - begin) / (double)BENCH_NS, cpu_ns_per_packet, st.rx_no_buffer);
 }
 
 static void run_sender(const struct options *o, const struct protection *p) {

@@ -56,9 +56,13 @@ struct io_tx {
 /* Counted since open. Names are shared with Python and metrics through csrc/tables.h. */
 struct io_stats {
     uint64_t rx_packets, rx_bytes, rx_trains, rx_errors;
+    /* Dropped by the kernel: the socket's queue was full, or a checksum was wrong (SO_RXQ_OVFL). A train that
+     * the kernel had coalesced counts once. Becomes known with the next datagram that gets through. */
+    uint64_t rx_dropped_queue;
     uint64_t rx_dropped_truncated; /* Larger than a receive buffer. */
-    uint64_t rx_dropped_no_buffer; /* Kernel had no buffer of ours. UDP: times; datagrams wait. */
+    uint64_t rx_dropped_empty;     /* No payload at all. */
     uint64_t rx_dropped_ipv4;      /* v4-mapped source or destination. */
+    uint64_t rx_no_buffer; /* Times the kernel found no buffer of ours; the datagrams wait in the socket. */
     uint64_t tx_packets, tx_bytes, tx_trains, tx_errors;
     uint64_t tx_full; /* tx_acquire found no free buffer. */
     uint64_t wakeups, waits, syscalls;
@@ -110,7 +114,8 @@ struct io_ops {
 };
 
 struct io {
-    /* Call through this, not open()'s table: where io_uring is refused, its open() gives a socket instance. */
+    /* Call through this, not open()'s table: where io_uring is refused, its open() gives a socket instance.
+     */
     const struct io_ops *ops;
 };
 

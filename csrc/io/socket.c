@@ -54,8 +54,7 @@ static int plain_rx(struct io *io, struct io_rx *out, int max) {
     uint32_t buffers[RX_BATCH];
     uint32_t want = max < RX_BATCH ? (uint32_t)(max < 0 ? 0 : max) : RX_BATCH;
     if (p->rx_free_count == 0) {
-        p->stats.rx_dropped_no_buffer +=
-            !p->rx_starved; /* Once each time they run out, as io_uring reports it. */
+        p->stats.rx_no_buffer += !p->rx_starved; /* Once each time they run out, as io_uring reports it. */
         p->rx_starved = true;
         return 0;
     }

@@ -18,13 +18,28 @@ static bool read_int(const struct cmsghdr *c, int *value) {
     return true;
 }
 
-static void read_control(const struct udp_rx_message *m, struct io_rx *out, size_t *segment) {
+/* The kernel stamps each datagram with the socket's drops until it was queued: 32 bits that wrap. Datagrams
+ * of several senders' cores may be queued in another order than they were stamped; a step back is no drop. */
+static void count_queue_drops(struct udp_socket *s, uint32_t dropped, struct io_stats *stats) {
+    int32_t step = (int32_t)(dropped - s->queue_drops);
+    if (step > 0) {
+        stats->rx_dropped_queue += (uint32_t)step;
+        s->queue_drops = dropped;
+    }
+}
+
+static void read_control(struct udp_socket *s, const struct udp_rx_message *m, struct io_rx *out,
+                         size_t *segment, struct io_stats *stats) {
     struct msghdr h = {.msg_control = m->control, .msg_controllen = m->control_len};
     for (struct cmsghdr *c = CMSG_FIRSTHDR(&h); c != NULL; c = CMSG_NXTHDR(&h, c)) {
         int value = 0;
         if (c->cmsg_level == SOL_UDP && c->cmsg_type == UDP_GRO) {
             if (read_int(c, &value) && value > 0 && (size_t)value < m->len) {
                 *segment = (size_t)value;
+            }
+        } else if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SO_RXQ_OVFL) {
+            if (read_int(c, &value)) {
+                count_queue_drops(s, (uint32_t)value, stats);
             }
         } else if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_TCLASS) {
             if (read_int(c, &value)) {
@@ -41,14 +56,22 @@ static void read_control(const struct udp_rx_message *m, struct io_rx *out, size
     }
 }
 
-enum udp_rx_verdict udp_rx_parse(const struct udp_socket *s, const struct udp_rx_message *m,
-                                 struct io_rx *out, struct io_stats *stats) {
+enum udp_rx_verdict udp_rx_parse(struct udp_socket *s, const struct udp_rx_message *m, struct io_rx *out,
+                                 struct io_stats *stats) {
     struct sockaddr_in6 from;
+    *out = (struct io_rx){.data = m->data, .len = (uint32_t)m->len};
+    out->local = s->local;
+    size_t segment = m->len;
+    read_control(s, m, out, &segment, stats);
     if ((m->flags & MSG_TRUNC) != 0) {
         stats->rx_dropped_truncated++;
         return UDP_RX_TRUNCATED;
     }
-    if (m->name_len < sizeof from || m->len == 0 || m->len > IO_TRAIN_BYTES || (m->flags & MSG_CTRUNC) != 0) {
+    if (m->len == 0) {
+        stats->rx_dropped_empty++;
+        return UDP_RX_EMPTY;
+    }
+    if (m->name_len < sizeof from || m->len > IO_TRAIN_BYTES || (m->flags & MSG_CTRUNC) != 0) {
         stats->rx_errors++; /* With control messages cut, where one datagram ends and the next begins is
                                unknown. */
         return UDP_RX_BAD;
@@ -59,13 +82,9 @@ enum udp_rx_verdict udp_rx_parse(const struct udp_socket *s, const struct udp_rx
         return UDP_RX_BAD;
     }
 
-    *out = (struct io_rx){.data = m->data, .len = (uint32_t)m->len};
     memcpy(out->peer.ip, &from.sin6_addr, sizeof out->peer.ip);
     out->peer.port = ntohs(from.sin6_port);
     out->peer.scope_id = address_scoped(out->peer.ip) ? from.sin6_scope_id : 0;
-    out->local = s->local;
-    size_t segment = m->len;
-    read_control(m, out, &segment);
     out->segment = (uint16_t)segment;
     out->local.scope_id = address_scoped(out->local.ip) ? out->ifindex : 0;
     if (quic_addr_is_v4_mapped(&out->peer) || quic_addr_is_v4_mapped(&out->local)) {

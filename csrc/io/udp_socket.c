@@ -78,6 +78,10 @@ static void set_optional(struct udp_socket *s, const struct io_config *config) {
     if (!s->pktinfo) {
         io_text_add(&s->notes, "; destination address unknown: IPV6_RECVPKTINFO: %s", strerror(errno));
     }
+    if (!set_int(s->fd, SOL_SOCKET, SO_RXQ_OVFL, 1)) {
+        io_text_add(&s->notes, "; drops at a full receive queue not counted: SO_RXQ_OVFL: %s",
+                    strerror(errno));
+    }
     if (config->no_gro) {
         io_text_add(&s->notes, "; UDP_GRO off: configured");
     } else {

@@ -20,6 +20,7 @@ struct udp_socket {
     bool pktinfo;           /* IPV6_RECVPKTINFO is on. */
     uint32_t rcvbuf_bytes;  /* As granted, by the kernel's accounting (twice the wish). */
     uint32_t sndbuf_bytes;
+    uint32_t queue_drops; /* Of SO_RXQ_OVFL, as far as counted (udp_rx.c). */
     struct io_text notes; /* Each fallback with its reason, every one led by "; ". */
 };
 

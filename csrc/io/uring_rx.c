@@ -116,7 +116,7 @@ void uring_rx_complete(struct uring *u, const struct io_uring_cqe *cqe) {
         return_buffer(u, buffer);
     }
     if (cqe->res == -ENOBUFS) {
-        u->stats.rx_dropped_no_buffer++;
+        u->stats.rx_no_buffer++;
     } else if (cqe->res < 0 && cqe->res != -ECANCELED) {
         u->stats.rx_errors++; /* A socket error, say from ICMP: reported once, the socket goes on. */
     }

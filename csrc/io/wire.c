@@ -178,7 +178,7 @@ static void deliver(struct wire_net *net, struct wire_packet *packet) {
         if (one)
             make_ready(to, one);
         else
-            to->stats.rx_dropped_no_buffer++;
+            to->stats.rx_dropped_queue++;
     }
     give(net, packet);
 }

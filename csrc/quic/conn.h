@@ -184,6 +184,8 @@ struct quic_conn {
     uint64_t send_max, send_total; /* Peer's MAX_DATA; new stream bytes sent. */
     uint64_t recv_max, recv_total, recv_consumed, recv_window, recv_window_moved_ns;
     uint64_t blocked_at;
+    uint64_t
+        unsent; /* Stream bytes queued and never sent: with nothing in flight, flow control holds them. */
 
     /* Streams. */
     struct quic_stream **buckets;
@@ -403,6 +405,9 @@ void quic_stream_owe(struct quic_conn *conn, struct quic_stream *s, uint8_t what
 void quic_stream_tell(struct quic_conn *conn, struct quic_stream *s, uint8_t what);
 void quic_stream_maybe_close(struct quic_conn *conn, struct quic_stream *s);
 void quic_streams_release(struct quic_conn *conn);
+/* When to tell the peer once more that its flow control holds us (section 4.1); QUIC_NEVER. */
+uint64_t quic_blocked_deadline(const struct quic_conn *conn);
+void quic_blocked_on_timer(struct quic_conn *conn, uint64_t now);
 void quic_streams_apply_peer_limits(struct quic_conn *conn);
 int quic_stream_on_data(struct quic_conn *conn, const struct quic_frame *f, const char **why);
 int quic_stream_on_reset(struct quic_conn *conn, const struct quic_frame *f, const char **why);

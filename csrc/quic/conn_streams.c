@@ -364,6 +364,30 @@ void quic_conn_credit(struct quic_conn *conn, uint64_t now, uint64_t bytes) {
     }
 }
 
+uint64_t quic_blocked_deadline(const struct quic_conn *conn) {
+    const struct quic_space *space = &conn->spaces[QUIC_SPACE_APP];
+    if (!conn->unsent || !conn->handshake_done || space->eliciting_in_flight)
+        return QUIC_NEVER;
+    /* Often enough to outlive the idle timeout with several tries, and a NAT that forgot us learns our
+     * address anew. */
+    return space->last_eliciting_ns +
+           quic_max(conn->idle_timeout_ns / 4, 3 * quic_recovery_pto(conn, QUIC_SPACE_APP));
+}
+
+void quic_blocked_on_timer(struct quic_conn *conn, uint64_t now) {
+    if (quic_blocked_deadline(conn) > now)
+        return;
+    if (conn->send_total == conn->send_max)
+        conn->owes |= QUIC_OWES_CONN_BLOCKED;
+    for (uint32_t i = 0; i <= conn->bucket_mask; i++) {
+        for (struct quic_stream *s = conn->buckets[i]; s; s = s->next_in_bucket) {
+            if (s->send.state == QUIC_SEND_OPEN && s->send.next < s->send.end && s->send.next >= s->send.max)
+                quic_stream_owe(conn, s, QUIC_OWES_BLOCKED);
+        }
+    }
+    conn->owes |= QUIC_OWES_PING; /* Whatever holds us, the deadline moves on. */
+}
+
 /* ---- the application's side ---- */
 
 static struct quic_stream *open_local(struct quic_conn *conn, uint64_t id) {
@@ -396,6 +420,7 @@ bool quic_stream_send(struct quic_conn *conn, uint64_t now, uint64_t id, uint32_
             quic_conn_fail(conn, now, QUIC_INTERNAL_ERROR, 0, "out of memory for stream data");
             return false;
         }
+        conn->unsent += len;
     } else if (chunk != QUIC_NO_CHUNK) {
         host->chunk_unref(host->ctx, chunk);
     }
@@ -413,6 +438,7 @@ void quic_stream_reset(struct quic_conn *conn, uint64_t now, uint64_t id, uint64
         return;
     s->send.state = QUIC_SEND_RESET_SENT;
     s->send.reset_code = code;
+    conn->unsent -= s->send.end - s->send.next;
     quic_stream_unschedule(conn, s);
     quic_send_part_release(&s->send, quic_host_of(conn));
     s->owes &= (uint8_t)~QUIC_OWES_BLOCKED;

@@ -260,6 +260,7 @@ static bool write_stream_data(struct quic_packet_builder *b, struct quic_stream 
     f->len = len;
     f->fin = fin;
     conn->send_total += fresh;
+    conn->unsent -= fresh;
     conn->stats.stream_bytes_sent += fresh;
     conn->stats.stream_bytes_retransmitted += len - fresh;
     quic_count(conn, STOQ_COUNTER_STREAM_BYTES_SENT, fresh);

@@ -287,17 +287,24 @@ static void answer_version(struct quic_endpoint *ep, const struct quic_packet_in
     ep->counters[STOQ_COUNTER_VERSION_NEGOTIATIONS_SENT]++;
 }
 
+/* Section 10.3.1: does the datagram end in a stateless reset token of a peer? Any length from 21 bytes up. */
+static bool take_reset(struct quic_endpoint *ep, const struct quic_packet_info *info, const uint8_t *packet,
+                       size_t len) {
+    if (len < 21 || (packet[0] & 0x80))
+        return false;
+    const uint8_t *token = packet + len - QUIC_RESET_TOKEN_BYTES;
+    struct quic_conn *conn =
+        quic_map_get(&ep->resets, quic_siphash(ep->sip_key, token, QUIC_RESET_TOKEN_BYTES));
+    if (!conn || !quic_is_open(conn))
+        return false;
+    quic_conn_stateless_reset(conn, info->now);
+    return true;
+}
+
 static void answer_unknown(struct quic_endpoint *ep, const struct quic_packet_info *info,
                            const uint8_t *packet, size_t len) {
-    if (len >= 21) {
-        const uint8_t *token = packet + len - QUIC_RESET_TOKEN_BYTES;
-        struct quic_conn *conn =
-            quic_map_get(&ep->resets, quic_siphash(ep->sip_key, token, QUIC_RESET_TOKEN_BYTES));
-        if (conn && quic_is_open(conn)) {
-            quic_conn_stateless_reset(conn, info->now);
-            return;
-        }
-    }
+    if (take_reset(ep, info, packet, len))
+        return;
     quic_drop(ep, STOQ_DROP_UNKNOWN_CID);
     /* Section 10.3.3: always shorter than what provoked it, so that two resets cannot feed on each other. */
     if (len <= MIN_RESET_BYTES)
@@ -486,6 +493,8 @@ static void receive_datagram(struct quic_endpoint *ep, struct quic_packet_info *
         struct quic_header h;
         quic_parse_result r = quic_packet_parse(data, left, QUIC_LOCAL_CID_BYTES, &h);
         if (r != QUIC_PARSE_OK) {
+            if (!owner && take_reset(ep, info, data, left))
+                return;
             quic_drop(ep, (enum stoq_drop_reason)(r - 1));
             return;
         }

@@ -88,16 +88,21 @@ static void check_stream(struct check *c, const struct quic_stream *s, uint64_t 
 
 bool quic_conn_check(const struct quic_conn *conn, char *why, size_t cap) {
     struct check c = {why, cap, true};
-    uint64_t in_flight = 0, sent = 0, received = 0, streams = 0;
+    uint64_t in_flight = 0, sent = 0, received = 0, streams = 0, unsent = 0;
     for (int i = 0; i < QUIC_SPACE_COUNT; i++)
         in_flight += check_space(&c, &conn->spaces[i]);
     if (conn->state <= QUIC_CONN_CONNECTED)
         expect(&c, in_flight == conn->recovery.bytes_in_flight, "bytes in flight", in_flight,
                conn->recovery.bytes_in_flight);
     for (uint32_t b = 0; conn->buckets && b <= conn->bucket_mask; b++) {
-        for (const struct quic_stream *s = conn->buckets[b]; s; s = s->next_in_bucket, streams++)
+        for (const struct quic_stream *s = conn->buckets[b]; s; s = s->next_in_bucket, streams++) {
             check_stream(&c, s, &sent, &received);
+            if (s->send.state == QUIC_SEND_OPEN || s->send.state == QUIC_SEND_DATA_SENT)
+                unsent += s->send.end - s->send.next;
+        }
     }
+    expect(&c, conn->state > QUIC_CONN_CONNECTED || unsent == conn->unsent, "unsent stream bytes", unsent,
+           conn->unsent);
     expect(&c, streams == conn->stream_count, "stream table count", streams, conn->stream_count);
     expect(&c, sent <= conn->send_total, "stream bytes sent", sent, conn->send_total);
     expect(&c, conn->send_total <= conn->send_max, "sent past MAX_DATA", conn->send_total, conn->send_max);

@@ -156,6 +156,10 @@ bool quic_send_part_acked(struct quic_send_part *s, const struct quic_host *host
             quic_ranges_pop_first(&s->acked);
         }
     }
+    /* What is below base has no segment any more, so it must not be sent again, even where the removal above
+     * found no room to split a range. This one takes from one end and never splits. */
+    if (s->base != old_base && s->lost.count)
+        (void)quic_ranges_remove(&s->lost, host, 0, s->base);
     while (s->head != s->tail) {
         struct quic_segment *g = segment_at(s, s->head);
         if (g->offset + g->len > s->base)

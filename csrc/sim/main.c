@@ -28,8 +28,7 @@ struct options {
 static const char *const fate_keys[WIRE_FATE_COUNT] = {
     "sent",      "too_large", "queue_dropped", "lost",       "ce_marked",
     "corrupted", "reordered", "duplicated",    "unroutable", "delivered"};
-static const char *const ending_keys[END_COUNT] = {"done",   "both",    "early",  "idle",
-                                                   "detach", "refused", "version"};
+static const char *const ending_keys[END_COUNT] = {"done", "both", "early", "idle", "detach", "refused"};
 
 static double seconds(void) {
     struct timespec t;

@@ -33,8 +33,8 @@ void party_connect(struct run *run, struct connection *c) {
     struct {
         struct stoq_connect head;
         uint8_t token[RUN_MAX_TOKEN];
-    } connect = {.head = {.version = c->plan->ending == END_VERSION ? RESERVED_VERSION : 0,
-                          .token_len = run->token_len}};
+    } connect = {
+        .head = {.version = c->plan->reserved_version ? RESERVED_VERSION : 0, .token_len = run->token_len}};
     memcpy(&connect.head.peer, &run->sim->server, sizeof connect.head.peer);
     memcpy(connect.token, run->token, run->token_len);
     struct stoq_command command = {.type = STOQ_COMMAND_CONNECT,
@@ -247,8 +247,6 @@ static bool check_timeout(struct run *run, struct end *end) {
         return run_fail(run, "%s: timed out before any timeout was over", side_name(end->side));
     if (!c || end->ghost || s->may_time_out || c->plan->ending == END_IDLE)
         return true;
-    if (c->plan->ending == END_VERSION && !s->lossless)
-        return true;
     bool peer_gone = !peer || peer->closing || peer->closed;
     /* A close is sent once and again only in answer: it may be lost. In a handshake it may lack keys to be
      * read with. */
@@ -265,11 +263,8 @@ static bool check_closed(struct run *run, struct end *end, const struct stoq_eve
                          uint32_t reason_len) {
     const struct connection *c = end->connection;
     const char *name = side_name(end->side);
-    if (e->flags & STOQ_VERSION) {
-        if (!c || c->plan->ending != END_VERSION || end->side != SIM_CLIENT)
-            return run_fail(run, "%s: no version in common", name);
-        return true;
-    }
+    if (e->flags & STOQ_VERSION) /* The server speaks v1, and so does the client. */
+        return run_fail(run, "%s: no version in common", name);
     if (e->flags & STOQ_IDLE)
         return check_timeout(run, end);
     if (e->flags & STOQ_RESET) {

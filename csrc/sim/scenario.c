@@ -245,7 +245,8 @@ static void draw_connection(struct scenario *s, struct prng *p, struct plan_conn
     c->seed = prng_next(p);
     c->ending = (enum plan_ending)endings[prng_below(p, sizeof endings)];
     if (one_in(p, 40))
-        c->ending = one_in(p, 2) ? END_REFUSED : END_VERSION;
+        c->ending = END_REFUSED;
+    c->reserved_version = one_in(p, 30);
     c->ender = (uint8_t)prng_below(p, 2);
     c->alert = 42; /* bad_certificate, RFC 8446 section 6. */
     c->close_ns = spread(p, 0, 6 * S);
@@ -364,8 +365,7 @@ static void print_link(const char *name, const struct stoq_impairment *w, FILE *
 }
 
 void scenario_print(const struct scenario *s, FILE *out) {
-    static const char *const endings[END_COUNT] = {"done",   "both",    "early",  "idle",
-                                                   "detach", "refused", "version"};
+    static const char *const endings[END_COUNT] = {"done", "both", "early", "idle", "detach", "refused"};
     static const char *const kinds[] = {"impair", "nat port", "nat address", "rebind"};
     fprintf(out, "seed %llu: %u connections, %llu bytes, bound %.1f s%s%s\n", (unsigned long long)s->seed,
             s->connection_count, (unsigned long long)s->bytes, (double)s->bound_ns / 1e9,
@@ -395,8 +395,10 @@ void scenario_print(const struct scenario *s, FILE *out) {
     }
     for (uint32_t i = 0; i < s->connection_count; i++) {
         const struct plan_connection *c = &s->connections[i];
-        fprintf(out, "  connection %u: start %.3f s, %u streams, ends %s by %s at %.3f s, datagrams %u/%u\n",
-                i, (double)c->start_ns / 1e9, c->stream_count, endings[c->ending],
-                c->ender ? "server" : "client", (double)c->close_ns / 1e9, c->datagrams[0], c->datagrams[1]);
+        fprintf(out,
+                "  connection %u: start %.3f s, %u streams, ends %s by %s at %.3f s, datagrams %u/%u%s\n", i,
+                (double)c->start_ns / 1e9, c->stream_count, endings[c->ending],
+                c->ender ? "server" : "client", (double)c->close_ns / 1e9, c->datagrams[0], c->datagrams[1],
+                c->reserved_version ? ", reserved version" : "");
     }
 }

@@ -44,7 +44,6 @@ enum plan_ending {
     END_IDLE,    /* Nobody closes. */
     END_DETACH,  /* One end is detached when all is done. */
     END_REFUSED, /* The handshake is refused with a TLS alert. */
-    END_VERSION, /* The client asks for a version nobody has. */
     END_COUNT
 };
 
@@ -52,10 +51,11 @@ struct plan_connection {
     uint64_t seed;
     uint64_t start_ns;
     enum plan_ending ending;
-    uint8_t ender;     /* SIM_CLIENT or SIM_SERVER. */
-    uint8_t alert;     /* END_REFUSED */
-    uint64_t close_ns; /* END_EARLY: after CONNECT. */
-    uint64_t code;     /* Application code of the close. */
+    bool reserved_version; /* The client asks for a version nobody has first: negotiation leads it to v1. */
+    uint8_t ender;         /* SIM_CLIENT or SIM_SERVER. */
+    uint8_t alert;         /* END_REFUSED */
+    uint64_t close_ns;     /* END_EARLY: after CONNECT. */
+    uint64_t code;         /* Application code of the close. */
     uint32_t reason_len;
     uint32_t datagrams[2], datagram_bytes; /* DATAGRAM frames each end sends. */
     uint64_t datagram_pace_ns;

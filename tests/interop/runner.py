@@ -307,7 +307,13 @@ def _run(
         serving.wait_ready()
         relaying.wait_ready()
         getting = start("client", client.get(place))
-        code = _wait_for_client(getting, case.timeout_s, stop)
+        try:
+            code = _wait_for_client(getting, case.timeout_s, stop)
+        except RunError:
+            getting.stop(signal.SIGINT)  # all of them, for what they say at their end
+            serving.stop(signal.SIGINT)
+            relaying.stop(signal.SIGTERM)
+            raise
         died = serving.child.poll()
         relay_code = relaying.stop(signal.SIGTERM)
         stopped = serving.stop(signal.SIGINT)
