@@ -65,7 +65,7 @@ class NodeOptions:
         return Config(
             server=listen is not None,
             bind=bind,
-            cores=self.core or (-1,), io_buffers=256,
+            cores=self.core or (-1,),
             backend=self.backend,
             crypto=self.crypto,
             busy_poll=self.busy_poll,

@@ -1,0 +1,222 @@
+"""`stoq bench`: short runs with real programs. What is checked is what the reports say, not how fast this machine is."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aioquic.quic.configuration import QuicConfiguration
+
+from control.bench import handshaker, processes, report, throughput, yardsticks
+from control.console import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from control.perf import merged
+from dataplane.stats import PerfResult
+
+TIMEOUT = 120.0  # Seconds; a run takes ten on an idle machine.
+SHORT = ("--json", "--trials", "1", "--seconds", "0.5")
+ENVIRONMENT = {"kernel", "cpu", "cores", "governor", "loadavg", "mtu", "revision", "libraries", "provider"}
+
+built = pytest.mark.skipif(
+    not all((processes.ROOT / "build" / "bench" / name).is_file() for name in ("ceiling", "pingpong")),
+    reason="the yardsticks are not built: make build/bench/ceiling build/bench/pingpong",
+)
+
+
+def argv(*arguments: str) -> list[str]:
+    """The command line of `stoq bench`."""
+    return [sys.executable, "-m", "control.cli", "bench", *arguments]
+
+
+def bench(*arguments: str) -> dict[str, Any]:
+    """Run it; its report."""
+    done = subprocess.run(
+        argv(*arguments, *SHORT), capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "trial 1/1: " in done.stderr
+    (line,) = done.stdout.splitlines()  # Nothing but the report: progress is on standard error.
+    result = json.loads(line)
+    assert isinstance(result, dict)
+    assert result["environment"].keys() >= ENVIRONMENT
+    assert len(result["trials"]) == 1
+    return result
+
+
+@built
+def test_throughput_beside_its_yardsticks() -> None:
+    result = bench("throughput", "--no-compare")
+    assert result.keys() >= {"goodput_gbps", "ceiling_gbps", "ratio", "trials", "environment"}
+    trial = result["trials"][0]
+    assert result["goodput_gbps"] == trial["ours"]["goodput_gbps"] > 0
+    assert result["ceiling_gbps"] == trial["ceiling"]["goodput_gbps"] > 0
+    assert result["ratio"] == pytest.approx(
+        trial["ours"]["goodput_gbps"] / trial["ceiling"]["goodput_gbps"], 1e-2
+    )
+    assert result["raw_udp_gbps"] > 0
+    assert result["compare"] == {}
+    assert trial["ours"]["seconds"] == pytest.approx(0.5, abs=0.4)
+    # The yardstick does the same work: datagrams of the same size, each opened.
+    assert trial["ceiling"]["receiver"]["datagram_bytes"] == trial["ours"]["datagram_bytes"] == 1452
+    assert trial["ceiling"]["receiver"]["crypto"] == trial["ours"]["crypto"]
+    assert trial["ceiling"]["receiver"]["bad"] == 0
+    assert trial["raw_udp"]["receiver"]["crypto"] == "none"
+    # Delivered in full datagrams: what the packets can carry bounds what arrived.
+    delivered = trial["ours"]["goodput_gbps"] * 1e9 / 8 * trial["ours"]["seconds"]
+    assert 0 < delivered <= trial["ours"]["packets_sent"] * 1452
+
+
+@built
+def test_upload_with_several_streams_and_connections_and_another_mtu() -> None:
+    more = ("--direction", "upload", "--streams", "3", "--connections", "2", "--mtu", "4000")
+    result = bench("throughput", "--no-compare", *more)
+    trial = result["trials"][0]
+    assert trial["ours"]["goodput_gbps"] > 0
+    assert trial["ours"]["datagram_bytes"] == trial["ceiling"]["receiver"]["datagram_bytes"] == 3952
+    assert result["settings"]["connections"] == 2
+    assert result["environment"]["mtu"] == 4000
+
+
+@built
+@pytest.mark.parametrize("name", throughput.PEERS)
+def test_throughput_beside_other_libraries(name: str) -> None:
+    pytest.importorskip(name)
+    result = bench("throughput")
+    compared = result["compare"][name]
+    assert compared["goodput_gbps"] > 0
+    assert compared["ours_over_theirs"] == pytest.approx(
+        result["trials"][0]["ours_by_requests"]["goodput_gbps"] / result["trials"][0][name]["goodput_gbps"],
+        1e-2,
+    )
+
+
+def test_handshakes() -> None:
+    result = bench("handshake", "--concurrency", "4")
+    trial = result["trials"][0]
+    for name in ("in_memory", "aioquic", "sequential", "concurrent"):
+        figures = trial[name]
+        assert figures["failed"] == 0
+        assert figures["handshakes"] > 0
+        assert 0 < figures["p50_ms"] <= figures["p99_ms"]
+        assert figures["handshakes_per_second"] * figures["seconds"] == pytest.approx(
+            figures["handshakes"], 1e-2
+        )
+    assert result["handshakes_per_second"] == trial["in_memory"]["handshakes_per_second"]
+    assert result["ratio"] == pytest.approx(
+        trial["in_memory"]["handshakes_per_second"] / trial["aioquic"]["handshakes_per_second"], 1e-2
+    )
+    assert trial["sequential"]["accepted"] == trial["sequential"]["handshakes"]
+    assert trial["concurrent"]["concurrency"] == 4
+
+
+def test_aioquic_is_measured_with_client_certificates(certs: Path) -> None:
+    """A client that shows none is no comparison: its handshakes give an error, not a figure."""
+    client = QuicConfiguration(is_client=True, alpn_protocols=["stoq/1"], server_name="node-b")
+    client.load_verify_locations(cadata=(certs / "ca.pem").read_bytes())
+    server = QuicConfiguration(is_client=False, alpn_protocols=["stoq/1"])
+    server.load_cert_chain(certs / "node-b.pem", certs / "node-b.key")
+    with pytest.raises(RuntimeError, match="certificate"):
+        handshaker.aioquic_handshake(client, server)
+    client.load_cert_chain(certs / "node-a.pem", certs / "node-a.key")
+    handshaker.aioquic_handshake(client, server)
+
+
+@built
+def test_latency() -> None:
+    result = bench("latency")
+    assert 0 < result["p50_us"] <= result["p99_us"]
+    assert 0 < result["raw_udp_p50_us"] <= result["raw_udp_p99_us"]
+    assert result["ratio"] == pytest.approx(result["p50_us"] / result["raw_udp_p50_us"], 1e-2)
+    assert result["trials"][0]["ours"]["requests"] > 0
+    assert result["trials"][0]["raw_udp"]["bytes"] == 512
+
+
+def test_missing_yardstick_says_what_to_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(yardsticks, "ROOT", tmp_path)
+    with pytest.raises(processes.BenchError, match="make build/bench/ceiling"):
+        yardsticks.program("ceiling")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--cores", "0"), ("--cores", "a,b"), ("--trials", "0"), ("--mtu", "1000")]
+)
+def test_wrong_options(arguments: tuple[str, ...]) -> None:
+    done = subprocess.run(argv("latency", *arguments), capture_output=True, timeout=TIMEOUT, check=False)
+    assert done.returncode == EXIT_USAGE
+
+
+def test_a_program_that_fails_is_named() -> None:
+    """A core that does not exist: taskset's complaint reaches the user, and nothing stays behind."""
+    done = subprocess.run(
+        argv("handshake", "--cores", "4000,4001"),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == EXIT_FAILED
+    assert "simulate ended" in done.stderr
+    assert "taskset" in done.stderr
+
+
+def leftovers(pid: int) -> list[str]:
+    """What a run of ours left: namespaces, and processes whose parent it was."""
+    found = [path.name for path in Path("/run/netns").glob(f"stoq-{pid}-*")]
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found.append(path.parent.name)
+    return found
+
+
+@built
+def test_interrupted_leaves_nothing_behind(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        argv("throughput", "--no-compare", "--seconds", "60"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    try:
+        while not any(
+            tmp_path.glob("stoq-bench-*/certs")
+        ):  # The namespaces are there, programs are starting.
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=TIMEOUT)
+    finally:
+        process.kill()
+    assert process.returncode == EXIT_INTERRUPTED, errors
+    assert leftovers(process.pid) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- figures ----
+
+
+def test_figures() -> None:
+    trials = [{"ours": {"x": 1.0}, "it": {"x": 2.0}}, {"ours": {"x": 9.0}, "it": {"x": 3.0}}]
+    trials.append({"ours": {"x": 4.0}, "it": {"x": 4.0}})
+    assert (
+        report.pairwise(trials, "ours", "it", "x") == 1.0
+    )  # Of 0.5, 3 and 1: not the ratio of medians, 4/3.
+    assert report.ratio(1.0, 0.0) == 0.0
+    values = [float(value) for value in range(100, 0, -1)]
+    assert (report.quantile(values, 0.5), report.quantile(values, 0.99)) == (51.0, 100.0)
+    assert report.quantile([7.0], 0.99) == 7.0
+    assert report.spread([3.0, 1.0, 2.0], 1) == "2.0 (1.0 … 3.0)"
+    assert report.rounded({"a": [1.23456789, 2]}) == {"a": [1.2346, 2]}
+
+
+def test_connections_at_the_same_time_are_added_up() -> None:
+    one = PerfResult(10, 100, 3, 2.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+    two = PerfResult(20, 50, 4, 1.0, 0.05, 0.3, 0.2, 0.6, 0.1)
+    assert merged([one, two]) == PerfResult(30, 150, 7, 2.0, 0.05, 0.3, 0.3, 0.6, 0.5)
