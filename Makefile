@@ -63,10 +63,11 @@ ASAN_TESTS  := $(TESTS:tests/c/%.c=build/asan/tests/%)
 FUZZ_BINS   := $(FUZZERS:tests/fuzz/%.c=build/fuzz/%)
 SEEDS       := $(if $(wildcard tests/fuzz/make_seeds.c),build/corpus/.made)
 BENCH_BINS  := $(BENCHES:csrc/bench/%.c=build/bench/%)
+HOSTILE     := $(wildcard tests/hostile/*.c)
 SIM_BINS    := $(if $(wildcard csrc/sim/main.c),build/sim build/asan/sim)
 MODULE      := build/.module
 
-.PHONY: help setup packages test-packages build lib run test test-build ctest asan sim fuzz lint interop bench clean
+.PHONY: help setup packages test-packages build lib run test test-build ctest asan sim fuzz hostile lint interop bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -160,6 +161,9 @@ build/sim: build/obj/csrc/sim/main.o $(PLAIN_LIB)
 	@$(CC) -o $@ $< $(PLAIN_LIB) $(LDLIBS)
 build/asan/sim: build/asan/obj/csrc/sim/main.o $(ASAN_LIB)
 	@$(CLANG) -fsanitize=address,undefined -o $@ $< $(ASAN_LIB) $(LDLIBS)
+build/hostile/flood: $(HOSTILE:%.c=build/obj/%.o)
+	@mkdir -p $(@D)
+	@$(CC) -o $@ $^
 build/bench/%: build/obj/csrc/bench/%.o $(BENCH_COMMON:%.c=build/obj/%.o) $(PLAIN_LIB)
 	@mkdir -p $(@D)
 	@$(CC) -o $@ $^ $(LDLIBS)
@@ -174,7 +178,7 @@ run: build ## the main job: a file over mutually authenticated STOQ between two 
 
 test-build: build test-packages
 	@echo "== C tests, simulation, fuzzers: plain and with ASan + UBSan"
-	@flock build/.lock $(MAKE) -s -j$(JOBS) $(PLAIN_TESTS) $(ASAN_TESTS) $(FUZZ_BINS) $(SEEDS) $(SIM_BINS) $(BENCH_BINS)
+	@flock build/.lock $(MAKE) -s -j$(JOBS) $(PLAIN_TESTS) $(ASAN_TESTS) $(FUZZ_BINS) $(SEEDS) $(SIM_BINS) $(BENCH_BINS) build/hostile/flood
 
 test: test-build lint ## everything: lint, C tests (also under ASan + UBSan), simulation, fuzzing in short, Python, interop
 	@$(PY) -m tests.peers.install
@@ -195,6 +199,10 @@ fuzz: test-build ## every fuzzer for T seconds (T=60)
 	  corpus=build/corpus/$$(basename $$f | sed s/^fuzz_//); echo "== $$f for $(T) s"; \
 	  $$f -max_total_time=$(T) -print_final_stats=1 -artifact_prefix=build/corpus/ $$corpus; done
 
+hostile: build ## a live node under N garbage datagrams (N=10000000), as root
+	@$(MAKE) build/hostile/flood
+	@$(PY) -m tests.hostile.scene --count $(if $(filter file,$(origin N)),10000000,$(N))
+
 interop: build ## strangers, both directions: writes docs/INTEROP.md
 	@$(PY) -m tests.peers.install
 	@$(PY) -m tests.interop.run --table docs/INTEROP.md
@@ -203,13 +211,13 @@ bench: build ## throughput, handshakes, latency beside their yardsticks
 	@$(MAKE) -j$(JOBS) $(BENCH_BINS)
 	@for what in throughput handshake latency; do $(VENV)/bin/stoq bench $$what; done
 
-C_FILES := $(SOURCES) $(wildcard csrc/sim/main.c) $(BENCHES) $(BENCH_COMMON) $(TESTS) $(FUZZERS) \
+C_FILES := $(SOURCES) $(wildcard csrc/sim/main.c) $(BENCHES) $(BENCH_COMMON) $(TESTS) $(FUZZERS) $(HOSTILE) \
            $(wildcard tests/fuzz/make_seeds.c)
 lint: build test-packages ## ruff, mypy --strict, clang-format, warnings as errors with gcc and clang, file sizes
 	@echo "== lint"
 	@$(VENV)/bin/ruff check --quiet .
 	@$(VENV)/bin/mypy --no-error-summary
-	@$(FORMAT) --dry-run -Werror $(C_FILES) $(HEADERS) $(wildcard tests/c/*.h tests/fuzz/*.h)
+	@$(FORMAT) --dry-run -Werror $(C_FILES) $(HEADERS) $(wildcard tests/c/*.h tests/fuzz/*.h tests/hostile/*.h)
 	@printf '%s\n' $(C_FILES) | xargs -P$(JOBS) -I{} $(CC) -Icsrc -Itests/fuzz $(filter -D%,$(CPPFLAGS)) -std=gnu11 -O2 $(WARNINGS) -o /dev/null -c {}
 	@printf '%s\n' $(C_FILES) | xargs -P$(JOBS) -I{} $(CLANG) -Icsrc -Itests/fuzz $(filter -D%,$(CPPFLAGS)) -std=gnu11 -O2 $(WARNINGS) -o /dev/null -c {}
 	@long=$$(git ls-files --cached --others --exclude-standard | grep -vE '^(LICENSE|docs/)' | xargs wc -l | \

@@ -59,7 +59,8 @@
     X(DCID_SMALL, 25, "client's first destination connection id is under 8 bytes")                           \
     X(MIGRATION, 26, "peer moved before the handshake was confirmed")                                        \
     X(ZERO_RTT, 27, "0-RTT packet without early data keys")                                                  \
-    X(OTHER_WORKER, 28, "belongs to another worker whose ring is full")
+    X(OTHER_WORKER, 28, "belongs to another worker whose ring is full")                                      \
+    X(RETRY_LIMIT, 29, "Initial without a token that is needed; Retry answers are rate limited")
 
 /* Counters of one worker. Monotonic, 64 bit. */
 #define STOQ_COUNTERS(X)                                                                                     \

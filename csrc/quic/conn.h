@@ -201,7 +201,9 @@ struct quic_conn {
     struct quic_space spaces[QUIC_SPACE_COUNT];
 
     /* Colder. */
-    uint64_t next_local_sequence, retire_prior_to, local_cid_limit;
+    uint64_t next_local_sequence, retire_prior_to;
+    uint64_t peer_sequence_top,
+        peer_sequences; /* Of the peer's ids: highest number seen, and bit i: top - i was seen. */
     uint64_t retire_queue[QUIC_RETIRE_QUEUE];
     uint32_t retire_head, retire_tail;
     uint32_t version;

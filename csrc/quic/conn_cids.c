@@ -80,6 +80,7 @@ void quic_cids_set_peer(struct quic_conn *conn, const struct quic_cid *cid) {
     conn->peer_cids[0].cid = *cid;
     conn->peer_cids[0].sequence = 0;
     conn->peer_cids[0].used = conn->peer_cids[0].in_use = true;
+    conn->peer_sequences = 1; /* Number 0, which comes without a frame. */
 }
 
 void quic_cids_set_reset_token(struct quic_conn *conn, const uint8_t token[QUIC_RESET_TOKEN_BYTES]) {
@@ -154,6 +155,22 @@ static int retire_prior(struct quic_conn *conn, const char **why) {
     return 0;
 }
 
+/* Was this number seen before? Notes it. A repeated frame for an id that we have retired since must not
+ * revive it. */
+static bool sequence_seen(struct quic_conn *conn, uint64_t sequence) {
+    if (sequence > conn->peer_sequence_top) {
+        uint64_t step = sequence - conn->peer_sequence_top;
+        conn->peer_sequences = step < 64 ? conn->peer_sequences << step : 0;
+        conn->peer_sequence_top = sequence;
+    }
+    uint64_t back = conn->peer_sequence_top - sequence;
+    if (back >= 64)
+        return true; /* So old that it was answered long since. */
+    bool seen = conn->peer_sequences >> back & 1;
+    conn->peer_sequences |= UINT64_C(1) << back;
+    return seen;
+}
+
 int quic_cids_on_new(struct quic_conn *conn, const struct quic_frame *f, const char **why) {
     if (conn->peer_cids[quic_active_path(conn)->peer_cid].cid.len == 0) {
         *why = "NEW_CONNECTION_ID from a peer that uses empty ids";
@@ -178,6 +195,8 @@ int quic_cids_on_new(struct quic_conn *conn, const struct quic_frame *f, const c
             return QUIC_PROTOCOL_VIOLATION;
         }
     }
+    if (sequence_seen(conn, f->sequence))
+        return 0;
     if (f->sequence < conn->retire_prior_to) {
         if (!queue_retire(conn, f->sequence)) {
             *why = "peer retires connection ids faster than they can be acknowledged";

@@ -328,7 +328,7 @@ static void answer_unknown(struct quic_endpoint *ep, const struct quic_packet_in
 static void answer_retry(struct quic_endpoint *ep, const struct quic_packet_info *info,
                          const struct quic_header *h) {
     if (!stateless_allowed(ep, info->now)) {
-        quic_drop(ep, STOQ_DROP_CONN_LIMIT);
+        quic_drop(ep, STOQ_DROP_RETRY_LIMIT);
         return;
     }
     struct quic_token token = {.kind = QUIC_TOKEN_RETRY, .issued_ns = info->now};
@@ -346,8 +346,10 @@ static void answer_retry(struct quic_endpoint *ep, const struct quic_packet_info
     struct quic_stateless *s = stateless_slot(ep, info);
     s->len = (uint16_t)quic_put_retry(s->data, sizeof s->data, h->version, &client, &token.retry_scid,
                                       &token.original_dcid, sealed, sealed_len);
-    if (!s->len)
+    if (!s->len) {
+        quic_drop(ep, STOQ_DROP_HEADER);
         return;
+    }
     ep->stateless_tail++;
     ep->counters[STOQ_COUNTER_RETRIES_SENT]++;
 }
@@ -417,10 +419,6 @@ static struct quic_conn *new_connection(struct quic_endpoint *ep, const struct q
             have_token = false, refuse = true;
         if ((v == QUIC_TOKEN_EXPIRED || v == QUIC_TOKEN_WRONG_ADDRESS) && token.kind == QUIC_TOKEN_RETRY)
             refuse = true;
-        if (refuse) {
-            /* Section 8.1.3: a client cannot go on with it; told with a close that keeps no state. */
-            quic_drop(ep, STOQ_DROP_TOKEN);
-        }
     }
     bool full = ep->connections >= ep->config.max_connections;
     if (!refuse && !have_token &&
@@ -473,9 +471,12 @@ static void first_packet(struct quic_conn *conn, const struct quic_packet_info *
     }
     quic_count(conn, STOQ_COUNTER_CONNECTIONS_OPENED, 1);
     quic_count(conn, STOQ_COUNTER_CONNECTIONS_ACCEPTED, 1);
-    if (conn->refuse_token)
+    if (conn->refuse_token) {
+        /* Section 8.1.3: a client cannot go on with it. */
+        quic_drop(conn->ep, STOQ_DROP_TOKEN);
         quic_conn_fail(conn, info->now, QUIC_INVALID_TOKEN, 0,
                        "Retry token is expired or for another address");
+    }
     if (quic_is_open(conn)) {
         quic_schedule_event(conn);
         return;

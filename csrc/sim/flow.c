@@ -103,11 +103,15 @@ static bool send_piece(struct run *run, const struct connection *c, struct strea
         f->fin_sent = true;
     }
     f->next_send_ns = run_now(run) + plan->pace_ns;
+    if (!f->open && direction == 0)
+        c->ends[side]->opened[t->plan->uni]++;
+    f->open = true;
     run_command(run, side, &command);
     return true;
 }
 
-/* May the sender begin? Streams are opened in the order of their numbers, as many as the peer allows. */
+/* May the sender begin? Streams are opened, by their first piece, in the order of their numbers, as many as
+ * the peer allows. */
 static bool may_open(struct run *run, struct connection *c, struct stream *t, unsigned direction) {
     struct end *end = c->ends[sender_of(t, direction)];
     if (!end || !end->connected || end->closing || end->closed)
@@ -122,7 +126,6 @@ static bool may_open(struct run *run, struct connection *c, struct stream *t, un
         run_wake_at(c, start);
         return false;
     }
-    end->opened[t->plan->uni]++;
     return true;
 }
 
@@ -135,7 +138,7 @@ static void act_sender(struct run *run, struct connection *c, struct stream *t, 
     struct end *end = c->ends[sender_of(t, direction)];
     if (!end || end->closing || end->closed || sender_done(f))
         return;
-    if (!f->open && !(f->open = may_open(run, c, t, direction)))
+    if (!f->open && !may_open(run, c, t, direction))
         return;
     /* At least one command even for nothing at all: it opens the stream. */
     bool first = f->sent == 0 && !f->fin_sent && f->plan->reset_at == 0;

@@ -55,7 +55,7 @@ struct flood {
     int sockets[MAX_SOURCES];
     uint8_t *memory;
     struct message messages[BATCH];
-    uint64_t sent[KINDS], datagrams, bytes, trains, refused, failures;
+    uint64_t sent[KINDS], datagrams, bytes, trains, refusals, failures;
     uint64_t negotiations, resets, others, answer_bytes;
 };
 
@@ -134,7 +134,7 @@ static void send_batch(struct flood *f, int fd, unsigned n) {
             continue;
         if (errno != ENOBUFS && errno != ECONNREFUSED)
             fail("sendmmsg");
-        f->refused += f->messages[done].datagrams;
+        f->refusals += errno == ENOBUFS;
         if (++f->failures > MAX_FAILURES)
             fail("the device or the node takes nothing any more");
         sched_yield(); /* Whoever empties the device's queue may need this core. */
@@ -198,11 +198,11 @@ static void run(struct flood *f) {
     }
     double seconds = now_seconds() - begin;
     read_last_answers(f);
-    printf("{\"seed\": %llu, \"datagrams\": %llu, \"bytes\": %llu, \"trains\": %llu, \"refused\": %llu, "
+    printf("{\"seed\": %llu, \"datagrams\": %llu, \"bytes\": %llu, \"trains\": %llu, \"refusals\": %llu, "
            "\"seconds\": %.3f, \"answers\": {\"version_negotiation\": %llu, \"stateless_reset\": %llu, "
            "\"other\": %llu, \"bytes\": %llu}, \"sent\": {",
            (unsigned long long)f->options.seed, (unsigned long long)f->datagrams,
-           (unsigned long long)f->bytes, (unsigned long long)f->trains, (unsigned long long)f->refused,
+           (unsigned long long)f->bytes, (unsigned long long)f->trains, (unsigned long long)f->refusals,
            seconds, (unsigned long long)f->negotiations, (unsigned long long)f->resets,
            (unsigned long long)f->others, (unsigned long long)f->answer_bytes);
     for (size_t i = 0; i < garbage_kind_count; i++)

@@ -1,0 +1,1 @@
+"""Garbage on the wire against a live node."""
