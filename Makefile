@@ -200,7 +200,7 @@ fuzz: test-build ## every fuzzer for T seconds (T=60)
 	  $$f -max_total_time=$(T) -print_final_stats=1 -artifact_prefix=build/corpus/ $$corpus; done
 
 hostile: build ## a live node under N garbage datagrams (N=10000000), as root
-	@$(MAKE) build/hostile/flood
+	@$(MAKE) -s build/hostile/flood
 	@$(PY) -m tests.hostile.scene --count $(if $(filter file,$(origin N)),10000000,$(N))
 
 interop: build ## strangers, both directions: writes docs/INTEROP.md

@@ -572,6 +572,11 @@ uint64_t wire_net_next(const struct wire_net *net) {
     return net->heap[0].due_ns > net->now_ns ? net->heap[0].due_ns : net->now_ns;
 }
 
+bool wire_net_ready(struct wire_net *net, uint32_t endpoint) {
+    pump(net);
+    return endpoint < net->endpoint_count && net->endpoints[endpoint] && net->endpoints[endpoint]->ready;
+}
+
 void wire_net_impair(struct wire_net *net, uint32_t link, const struct stoq_impairment *impairment) {
     if (link >= WIRE_MAX_ENDPOINTS)
         return;

@@ -65,6 +65,9 @@ uint64_t wire_net_now(const struct wire_net *net);
 /* When something can next be received: now or later; QUIC_NEVER when nothing is under way. */
 uint64_t wire_net_next(const struct wire_net *net);
 
+/* Has something arrived at this endpoint that it has not taken yet? */
+bool wire_net_ready(struct wire_net *net, uint32_t endpoint);
+
 /* Set the way out of endpoint `link` from now on (what is under way stays as it was). */
 void wire_net_impair(struct wire_net *net, uint32_t link, const struct stoq_impairment *impairment);
 /* Receivers are woken at multiples of `ns` only, as by a NIC's interrupt moderation: makes trains out of

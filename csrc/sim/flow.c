@@ -25,19 +25,23 @@ static void content_fill(uint64_t key, uint64_t offset, uint8_t *out, uint32_t l
     while (len) {
         uint64_t word = content_word(key, offset / 8);
         uint32_t skip = (uint32_t)(offset % 8), take = 8 - skip < len ? 8 - skip : len;
-        memcpy(out, (const uint8_t *)&word + skip, take);
+        if (take == 8) /* A constant length is one store. */
+            memcpy(out, &word, 8);
+        else
+            memcpy(out, (const uint8_t *)&word + skip, take);
         out += take;
         offset += take;
         len -= take;
     }
 }
 
-/* The first offset at which `data` is not what was sent; `offset + len` when all is well. */
+/* The offset of a first piece of at most eight bytes that is not what was sent; `offset + len` when all is
+ * well. */
 static uint64_t content_check(uint64_t key, uint64_t offset, const uint8_t *data, uint32_t len) {
     while (len) {
         uint64_t word = content_word(key, offset / 8);
         uint32_t skip = (uint32_t)(offset % 8), take = 8 - skip < len ? 8 - skip : len;
-        if (memcmp(data, (const uint8_t *)&word + skip, take) != 0)
+        if (take == 8 ? memcmp(data, &word, 8) != 0 : memcmp(data, (const uint8_t *)&word + skip, take) != 0)
             return offset;
         data += take;
         offset += take;

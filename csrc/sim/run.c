@@ -105,6 +105,7 @@ static void take_events(struct run *run) {
     for (uint32_t side = 0; side < 2; side++)
         for (int n; !run->failed && (n = stoq_events(run->dp, side, events, EVENT_BATCH)) > 0;)
             for (int i = 0; i < n && !run->failed; i++) {
+                run->acted = true; /* The worker may have waited for room. */
                 const struct stoq_event *e = &events[i];
                 if (run->trace)
                     printf("%.9f %s event %u flags %u level %u conn %" PRIx64 " stream %" PRIu64
@@ -239,11 +240,14 @@ static void say_unfinished(struct run *run) {
 
 static void play(struct run *run) {
     uint64_t bound = run->start_ns + run->scenario.bound_ns;
+    uint64_t check_at = 0;
     while (!run->failed) {
+        sim_turns(run->sim, run->acted);
         run->acted = false;
-        sim_turns(run->sim);
-        if (run->sim->turns % CHECK_TURNS < 2)
+        if (run->sim->turns >= check_at) {
             check_engine(run);
+            check_at = run->sim->turns + CHECK_TURNS;
+        }
         take_events(run);
         uint64_t next = act(run);
         if (run->acted)
@@ -265,7 +269,8 @@ static uint64_t datagrams_sent(const struct run *run) {
 static void let_pass(struct run *run, uint64_t ns) {
     uint64_t until = run_now(run) + ns;
     do {
-        sim_turns(run->sim);
+        sim_turns(run->sim, run->acted);
+        run->acted = false;
         take_events(run);
     } while (!run->failed && sim_advance(run->sim, until));
 }
@@ -346,7 +351,8 @@ bool run_scenario(struct run *run, struct totals *totals, bool trace) {
         c->next_ns = 0;
         flow_setup(c);
     }
-    sim_turns(run->sim);
+    sim_turns(run->sim, true);
+    run->acted = true;
     for (uint32_t side = 0; side < 2; side++)
         stoq_pool_statistics(run->dp, side, &before[side]);
     play(run);

@@ -124,9 +124,10 @@ void sim_turn(struct stoq_sim *sim, uint32_t worker) {
     sim->turns++;
 }
 
-void sim_turns(struct stoq_sim *sim) {
-    sim_turn(sim, SIM_CLIENT);
-    sim_turn(sim, SIM_SERVER);
+void sim_turns(struct stoq_sim *sim, bool all) {
+    for (uint32_t i = 0; i < 2; i++)
+        if (all || sim->next_ns[i] <= sim->now_ns || wire_net_ready(sim->net, i))
+            sim_turn(sim, i);
 }
 
 bool sim_events_waiting(const struct stoq_sim *sim) {
@@ -149,9 +150,9 @@ bool sim_advance(struct stoq_sim *sim, uint64_t until_ns) {
 }
 
 uint64_t stoq_sim_run(struct stoq_sim *sim, uint64_t until_ns) {
-    do
-        sim_turns(sim);
-    while (!sim_events_waiting(sim) && sim_advance(sim, until_ns));
+    sim_turns(sim, true); /* The caller may have given commands. */
+    while (!sim_events_waiting(sim) && sim_advance(sim, until_ns))
+        sim_turns(sim, false);
     return sim->now_ns;
 }
 

@@ -34,8 +34,8 @@ struct stoq_sim {
 
 /* One turn of a worker now. */
 void sim_turn(struct stoq_sim *sim, uint32_t worker);
-/* A turn of both ends now. */
-void sim_turns(struct stoq_sim *sim);
+/* A turn, now, of each end that has something to do: a timer, an arrival, or with `all` perhaps a command. */
+void sim_turns(struct stoq_sim *sim, bool all);
 /* Move time to what is next, at most to `until_ns`. False: nothing is left to do before that. */
 bool sim_advance(struct stoq_sim *sim, uint64_t until_ns);
 bool sim_events_waiting(const struct stoq_sim *sim);

@@ -153,8 +153,11 @@ static void delay_is_exact(void) {
     CHECK_EQ(wire_net_next(p.net), 32 * MS);
     wire_net_advance(p.net, 32 * MS - 1);
     CHECK_EQ(receive(p.b, got, 4), 0);
+    CHECK(!wire_net_ready(p.net, 1));
     wire_net_advance(p.net, 32 * MS);
+    CHECK(wire_net_ready(p.net, 1) && !wire_net_ready(p.net, 0));
     CHECK_EQ(receive(p.b, got, 4), 1);
+    CHECK(!wire_net_ready(p.net, 1));
     CHECK_EQ(wire_net_next(p.net), 33 * MS);
     wire_net_advance(p.net, 33 * MS);
     CHECK_EQ(receive(p.b, got, 4), 2);

@@ -133,7 +133,7 @@ class Books:
             assert self.arrived + dropped == on_the_wire, (on_the_wire, self)
 
     def peer_refused(self, flood: dict[str, Any]) -> int:
-        """Datagrams of the peer that the device refused. The flood was told of its own and sent them again."""
+        """The peer's datagrams that the device refused. The flood was told of its own and sent them again."""
         return self.refused - int(flood["refusals"])
 
 

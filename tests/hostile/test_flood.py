@@ -1,4 +1,4 @@
-"""Garbage at a live node: each kind counted under its reason, and a flood survived with the books in order."""
+"""Garbage at a live node: each kind counted under its reason; a flood survived with the books in order."""
 
 from __future__ import annotations
 
