@@ -67,7 +67,7 @@ HOSTILE     := $(wildcard tests/hostile/*.c)
 SIM_BINS    := $(if $(wildcard csrc/sim/main.c),build/sim build/asan/sim)
 MODULE      := build/.module
 
-.PHONY: help setup packages test-packages build lib run test test-build ctest asan sim fuzz hostile lint interop bench clean
+.PHONY: help peers setup packages test-packages build lib run test test-build ctest asan sim fuzz hostile lint interop bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -181,7 +181,6 @@ test-build: build test-packages
 	@flock build/.lock $(MAKE) -s -j$(JOBS) $(PLAIN_TESTS) $(ASAN_TESTS) $(FUZZ_BINS) $(SEEDS) $(SIM_BINS) $(BENCH_BINS) build/hostile/flood
 
 test: test-build lint ## everything: lint, C tests (also under ASan + UBSan), simulation, fuzzing in short, Python, interop
-	@$(PY) -m tests.peers.install
 	@$(PY) -m pytest -m "not slow"
 
 ctest: test-build ## the C tests only
@@ -203,8 +202,10 @@ hostile: build ## a live node under N garbage datagrams (N=10000000), as root
 	@$(MAKE) -s build/hostile/flood
 	@$(PY) -m tests.hostile.scene --count $(if $(filter file,$(origin N)),10000000,$(N))
 
-interop: build ## strangers, both directions: writes docs/INTEROP.md
+peers: build ## the strangers that interoperability is tested with
 	@$(PY) -m tests.peers.install
+
+interop: peers ## strangers, both directions: writes docs/INTEROP.md
 	@$(PY) -m tests.interop.run --table docs/INTEROP.md
 
 bench: build ## throughput, handshakes, latency beside their yardsticks
@@ -213,7 +214,7 @@ bench: build ## throughput, handshakes, latency beside their yardsticks
 
 C_FILES := $(SOURCES) $(wildcard csrc/sim/main.c) $(BENCHES) $(BENCH_COMMON) $(TESTS) $(FUZZERS) $(HOSTILE) \
            $(wildcard tests/fuzz/make_seeds.c)
-lint: build test-packages ## ruff, mypy --strict, clang-format, warnings as errors with gcc and clang, file sizes
+lint: peers test-packages ## ruff, mypy --strict, clang-format, warnings as errors with gcc and clang, file sizes
 	@echo "== lint"
 	@$(VENV)/bin/ruff check --quiet .
 	@$(VENV)/bin/mypy --no-error-summary

@@ -226,8 +226,10 @@ void quic_recovery_sent(struct quic_conn *conn, uint64_t now, enum quic_space_id
     if (p->flags & QUIC_SENT_ELICITING) {
         space->last_eliciting_ns = now;
         space->eliciting_in_flight++;
-        if (space->probes)
-            space->probes--;
+        /* Section 6.2.4: a probe should carry data. Of a handshake that is what is unacknowledged, once more:
+         * a bare PING does nothing for a peer that has lost everything so far. */
+        if (space->probes && --space->probes && id != QUIC_SPACE_APP && !quic_crypto_pending(&space->crypto))
+            queue_probe_data(conn, id);
         if (!conn->eliciting_since_receive) {
             /* RFC 9000 section 10.1: the idle timer restarts with the first such packet after one was
              * received. */
