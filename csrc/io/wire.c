@@ -34,6 +34,7 @@ struct wire_io {
     struct wire_net *net;
     uint32_t index;
     uint32_t tx_limit, tx_used;
+    bool refused; /* tx_acquire found no buffer: the worker waits for one. */
     bool no_gso, no_gro;
     struct quic_addr local;
     struct wire_packet *ready, **ready_end;
@@ -436,8 +437,10 @@ static struct io_tx *wire_tx_acquire(struct io *io) {
         w->tx_used < w->tx_limit ? wire_pool_take(&w->net->pool, IO_TRAIN_BYTES) : NULL;
     if (!packet) {
         w->stats.tx_full++;
+        w->refused = true;
         return NULL;
     }
+    w->refused = false;
     w->tx_used++;
     packet->counted = true;
     packet->link = w->index;
@@ -574,7 +577,8 @@ uint64_t wire_net_next(const struct wire_net *net) {
 
 bool wire_net_ready(struct wire_net *net, uint32_t endpoint) {
     pump(net);
-    return endpoint < net->endpoint_count && net->endpoints[endpoint] && net->endpoints[endpoint]->ready;
+    const struct wire_io *w = endpoint < net->endpoint_count ? net->endpoints[endpoint] : NULL;
+    return w && (w->ready || (w->refused && w->tx_used < w->tx_limit));
 }
 
 void wire_net_impair(struct wire_net *net, uint32_t link, const struct stoq_impairment *impairment) {

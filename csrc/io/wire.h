@@ -65,7 +65,8 @@ uint64_t wire_net_now(const struct wire_net *net);
 /* When something can next be received: now or later; QUIC_NEVER when nothing is under way. */
 uint64_t wire_net_next(const struct wire_net *net);
 
-/* Has something arrived at this endpoint that it has not taken yet? */
+/* Has something arrived at this endpoint that it has not taken yet, or did a send buffer come back that it
+ * waits for? */
 bool wire_net_ready(struct wire_net *net, uint32_t endpoint);
 
 /* Set the way out of endpoint `link` from now on (what is under way stays as it was). */

@@ -137,7 +137,9 @@ bool sim_events_waiting(const struct stoq_sim *sim) {
 bool sim_advance(struct stoq_sim *sim, uint64_t until_ns) {
     uint64_t next = wire_net_next(sim->net);
     for (int i = 0; i < 2; i++)
-        if (sim->next_ns[i] < next)
+        if (wire_net_ready(sim->net, (uint32_t)i))
+            next = sim->now_ns; /* The other end's turn made it so. */
+        else if (sim->next_ns[i] < next)
             next = sim->next_ns[i];
     if (next <= sim->now_ns)
         next = sim->now_ns + SIM_TURN_NS;

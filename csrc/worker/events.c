@@ -210,14 +210,15 @@ void worker_events(struct worker *w) {
     bool room = can_tell(w);
     /* Relaxed: a hint until it is set, below. */
     atomic_store_explicit(&w->shared->events_blocked, 0, memory_order_relaxed);
-    if (room)
-        perf_tell_done(w);
     while (room && budget > 0) {
         struct quic_conn *conn = quic_endpoint_poll_conn(w->ep);
         if (!conn)
             break;
         room = drain_conn(w, conn, &budget);
     }
+    /* After the events, which may just have ended a test: there need not be another turn soon. */
+    if (can_tell(w))
+        perf_tell_done(w);
     if (budget == 0)
         w->more = true;
     if (w->events_full) {

@@ -53,6 +53,7 @@ class Config:
     seed: int = 0
     loss_to_server: float = 0.0
     loss_to_client: float = 0.0
+    loss_burst: int = 0  # at most so many in a row are lost by probability in a direction; 0 is no limit
     corrupt_to_server: float = 0.0
     corrupt_to_client: float = 0.0
     delay_s: float = 0.0  # one way
@@ -144,6 +145,7 @@ class Relay:
         self.selector = selectors.DefaultSelector()
         self.flows: dict[Address, Flow] = {}
         self.rng = {True: random.Random(f"{config.seed} up"), False: random.Random(f"{config.seed} down")}
+        self.lost_in_a_row = {True: 0, False: 0}
         self.pending: list[Pending] = []
         self.serial = 0
         self.line_free_s = {True: 0.0, False: 0.0}  # when the rate-limited line is next idle
@@ -234,6 +236,9 @@ class Relay:
 
         rng = self.rng[to_server]
         lost = rng.random() < (config.loss_to_server if to_server else config.loss_to_client)
+        if config.loss_burst and self.lost_in_a_row[to_server] >= config.loss_burst:
+            lost = False
+        self.lost_in_a_row[to_server] = self.lost_in_a_row[to_server] + 1 if lost else 0
         corrupt = rng.random() < (config.corrupt_to_server if to_server else config.corrupt_to_client)
         if to_server:
             flow.client_datagrams += 1

@@ -166,6 +166,11 @@ def test_relay_loses_the_same_datagrams_with_the_same_seed(tmp_path: Path) -> No
     assert stats["to_server"]["lost"] == 200 - len(first)
 
 
+def test_relay_ends_a_burst_of_losses(tmp_path: Path) -> None:
+    arrived, _ = _relay(tmp_path, 199, loss_to_server=1.0, loss_burst=3, seed=1)
+    assert [int.from_bytes(data, "big") for data in arrived] == list(range(3, 199, 4))
+
+
 def test_relay_drops_by_number_and_delays(tmp_path: Path) -> None:
     began = time.monotonic()
     arrived, _ = _relay(tmp_path, 10, drop_to_server=[1, 4, 10], delay_s=0.3)
