@@ -457,7 +457,10 @@ static struct quic_conn *find_by_cid(struct quic_endpoint *ep, const uint8_t *ci
 static struct quic_conn *find_connection(struct quic_endpoint *ep, const struct quic_packet_info *info,
                                          const struct quic_header *h) {
     struct quic_conn *conn = h->dcid_len == QUIC_LOCAL_CID_BYTES ? find_by_cid(ep, h->dcid) : NULL;
-    if (conn || h->type == QUIC_PACKET_ONE_RTT || h->type == QUIC_PACKET_RETRY || !ep->config.server)
+    /* Only a client's first packets carry an id of its own making; and only version 1 bounds an id to 20
+     * bytes: a Version Negotiation packet may have 255 (RFC 8999 section 6). */
+    bool first_flight = h->type == QUIC_PACKET_INITIAL || h->type == QUIC_PACKET_ZERO_RTT;
+    if (conn || !first_flight || h->dcid_len > QUIC_MAX_CID_BYTES || !ep->config.server)
         return conn;
     return quic_map_get(&ep->odcids, odcid_key(ep, h->dcid, h->dcid_len, info->peer));
 }
