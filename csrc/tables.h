@@ -107,8 +107,38 @@
     X(COMMANDS_STALE, commands_stale, "commands for a connection or stream that is gone")                    \
     X(EVENTS, events, "events given to the control plane")                                                   \
     X(EVENT_RING_FULL, event_ring_full, "times the event ring was full")                                     \
+    X(DATAGRAMS_PASSED, datagrams_passed, "datagrams passed to the worker whose connection id they carry")   \
     X(LOOPS, loops, "turns of the worker's loop")                                                            \
     X(SLEEPS, sleeps, "times the worker slept")
+
+/* What the XDP guard did with a frame, and why. Every frame that reaches the program counts exactly one of
+ * these. The second field is the number; names begin with what happens: PASS to the kernel untouched, DROP,
+ * ANSWER from the program itself, XSK to the AF_XDP socket of its queue, SOCKET to the kernel's socket path
+ * (a STOQ packet without an XSK on its queue). */
+#define STOQ_VERDICTS(X)                                                                                     \
+    X(PASS_OTHER, 0, "not STOQ: another protocol or port")                                                   \
+    X(PASS_ADDRESS, 1, "a STOQ port, but an address that is not ours")                                       \
+    X(PASS_MANAGEMENT, 2, "ICMPv6: neighbour discovery and errors are the kernel's")                         \
+    X(PASS_FRAGMENT, 3, "a fragment without a UDP header: the kernel reassembles")                           \
+    X(DROP_IPV4, 4, "IPv4 on a STOQ port: STOQ is IPv6-only")                                                \
+    X(DROP_IPV6, 5, "malformed IPv6: lengths that do not add up")                                            \
+    X(DROP_EXTENSIONS, 6, "more or longer IPv6 extension headers than are looked through")                   \
+    X(DROP_UDP, 7, "malformed UDP: length outside the packet, or no checksum")                               \
+    X(DROP_SHORT, 8, "too short to be a QUIC packet")                                                        \
+    X(DROP_FIXED_BIT, 9, "fixed bit is zero")                                                                \
+    X(DROP_HEADER, 10, "QUIC long header with lengths outside the packet or ids too long")                   \
+    X(DROP_INITIAL_SMALL, 11, "datagram with an Initial is under 1200 bytes")                                \
+    X(DROP_VERSION, 12, "unknown version where no negotiation is due, or past its rate")                     \
+    X(DROP_BLOCKED, 13, "source prefix is on the blocklist")                                                 \
+    X(DROP_INITIAL_RATE, 14, "source prefix sends more Initials than its token bucket allows")               \
+    X(DROP_TOKEN, 15, "Initial with a Retry token that is expired, forged or another address's")             \
+    X(DROP_UNKNOWN_CID, 16, "connection id that nobody has, past its rate")                                  \
+    X(DROP_REPLAY, 17, "exact copy of a recent packet")                                                      \
+    X(DROP_RETRY_RATE, 18, "Initial in a flood, and Retry answers are rate limited")                         \
+    X(ANSWER_RETRY, 19, "Initial in a flood: answered with a stateless Retry")                               \
+    X(XSK, 20, "ours: to the AF_XDP socket of its queue")                                                    \
+    X(SOCKET, 21, "ours, but its queue has no AF_XDP socket: to the socket path")                            \
+    X(ERROR, 22, "the program could not do what it decided: passed to the kernel")
 
 /* Control plane to worker. */
 #define STOQ_COMMANDS(X)                                                                                     \
@@ -129,7 +159,9 @@
     X(PERF_START, 15, "turn the connection into a perf client in C; chunk: struct stoq_perf")                \
     X(STOP, 16, "close everything and stop the worker")                                                      \
     X(DETACH, 17, "the control plane forgets this connection: close it if open, send no more events")        \
-    X(REBIND, 18, "client only: continue from another local port (tests of migration)")
+    X(REBIND, 18, "client only: continue from another local port (tests of migration)")                      \
+    X(ROUTE, 19, "AF_XDP: a route of the kernel's table; struct stoq_way from `conn` on")                    \
+    X(NEIGHBOUR, 20, "AF_XDP: a neighbour of the kernel's table; struct stoq_way from `conn` on")
 
 /* Worker to control plane. */
 #define STOQ_EVENTS(X)                                                                                       \
@@ -174,6 +206,13 @@ enum stoq_counter {
     STOQ_COUNTERS(X)
 #undef X
         STOQ_COUNTER_COUNT
+};
+
+enum stoq_verdict {
+#define X(name, value, text) STOQ_VERDICT_##name = value,
+    STOQ_VERDICTS(X)
+#undef X
+        STOQ_VERDICT_COUNT
 };
 
 enum stoq_command_type {

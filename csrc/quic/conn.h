@@ -325,10 +325,10 @@ struct quic_packet_info {
 /* One long- or short-header packet; `header` points into writable memory. */
 void quic_conn_receive(struct quic_conn *conn, const struct quic_packet_info *info,
                        struct quic_header *header);
-/* Short-header packets of one train: `n` <= CRYPTO_HP_BATCH datagrams of `segment` bytes (the last may be
- * shorter). */
+/* Short-header packets of one train: at most CRYPTO_HP_BATCH datagrams of `segment` bytes (the last may be
+ * shorter), `len` bytes in all, each `stride` bytes behind the one before. */
 void quic_conn_receive_train(struct quic_conn *conn, const struct quic_packet_info *info, uint8_t *data,
-                             size_t len, size_t segment);
+                             size_t len, size_t segment, size_t stride);
 void quic_conn_retry_pending(struct quic_conn *conn, uint64_t now);
 /* Bytes came from this address, whatever they are: they count for anti-amplification (section 8.1). */
 void quic_conn_bytes_received(struct quic_conn *conn, const struct quic_packet_info *info);

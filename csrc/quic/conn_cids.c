@@ -34,7 +34,11 @@ static struct quic_local_cid *new_local(struct quic_conn *conn) {
         ep->host.random(ep->host.ctx, c->cid.id, QUIC_LOCAL_CID_BYTES);
         c->cid.id[0] &= 0x1f;
         c->cid.id[1] = ep->config.worker;
-        if (quic_map_put(&ep->cids, &ep->host, cid_key(&c->cid), conn)) {
+        uint64_t key = cid_key(&c->cid);
+        /* All zero is what an empty place looks like to those who are told of ids. */
+        if (key != 0 && quic_map_put(&ep->cids, &ep->host, key, conn)) {
+            if (ep->host.cid_in_use)
+                ep->host.cid_in_use(ep->host.ctx, key, true);
             c->used = true;
             c->owed = false;
             c->sequence = conn->next_local_sequence++;
@@ -42,6 +46,14 @@ static struct quic_local_cid *new_local(struct quic_conn *conn) {
         }
     }
     return NULL;
+}
+
+static void forget_local(struct quic_conn *conn, struct quic_local_cid *c) {
+    const struct quic_host *host = &conn->ep->host;
+    quic_map_remove(&conn->ep->cids, cid_key(&c->cid), conn);
+    if (host->cid_in_use)
+        host->cid_in_use(host->ctx, cid_key(&c->cid), false);
+    c->used = false;
 }
 
 bool quic_cids_init(struct quic_conn *conn) {
@@ -260,10 +272,9 @@ int quic_cids_on_retire(struct quic_conn *conn, const struct quic_frame *f, cons
             *why = "RETIRE_CONNECTION_ID for the id of its own packet";
             return QUIC_PROTOCOL_VIOLATION;
         }
-        quic_map_remove(&conn->ep->cids, cid_key(&c->cid), conn);
+        forget_local(conn, c);
         if (conn->ep->cached == conn)
             conn->ep->cached = NULL;
-        c->used = false;
         quic_cids_issue(conn);
         quic_schedule_send(conn);
         return 0;
@@ -274,8 +285,7 @@ int quic_cids_on_retire(struct quic_conn *conn, const struct quic_frame *f, cons
 void quic_cids_release(struct quic_conn *conn) {
     for (uint32_t i = 0; i < QUIC_LOCAL_CIDS; i++) {
         if (conn->local_cids[i].used)
-            quic_map_remove(&conn->ep->cids, cid_key(&conn->local_cids[i].cid), conn);
-        conn->local_cids[i].used = false;
+            forget_local(conn, &conn->local_cids[i]);
     }
     for (uint32_t i = 0; i < QUIC_PEER_CIDS; i++)
         drop_peer_cid(conn, &conn->peer_cids[i]);

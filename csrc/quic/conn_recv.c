@@ -239,36 +239,34 @@ static bool one_rtt_ready(const struct quic_conn *conn) {
 }
 
 void quic_conn_receive_train(struct quic_conn *conn, const struct quic_packet_info *info, uint8_t *data,
-                             size_t len, size_t segment) {
+                             size_t len, size_t segment, size_t stride) {
     const size_t pn_offset = 1 + QUIC_LOCAL_CID_BYTES;
     const size_t smallest = pn_offset + 4 + CRYPTO_SAMPLE_BYTES;
+    size_t count = (len + segment - 1) / segment, last = len - (count - 1) * segment;
     if (!one_rtt_ready(conn)) {
-        for (size_t at = 0; at < len; at += segment) {
+        for (size_t i = 0; i < count; i++) {
             if (!take_while_closed(conn))
-                keep_pending(conn, info, QUIC_ONE_RTT, data + at, quic_min(segment, len - at));
+                keep_pending(conn, info, QUIC_ONE_RTT, data + i * stride, i + 1 < count ? segment : last);
         }
         return;
+    }
+    if (last < smallest) {
+        quic_drop(conn->ep, STOQ_DROP_SHORT);
+        if (--count == 0)
+            return;
+        last = segment;
     }
     const struct quic_keys *keys = &quic_app(conn)->keys;
     const uint8_t *samples[CRYPTO_HP_BATCH];
     uint8_t masks[CRYPTO_HP_BATCH][CRYPTO_MASK_BYTES];
     size_t n = 0;
-    for (size_t at = 0; at < len; at += segment) {
-        if (len - at < smallest) {
-            quic_drop(conn->ep, STOQ_DROP_SHORT);
-            len = at;
-            break;
-        }
-        samples[n++] = data + at + pn_offset + 4;
-    }
-    if (!n)
-        return;
-    keys->crypto->hp_mask(keys->recv.hp, samples, masks, n);
-    for (size_t i = 0; i < n; i++) {
-        if (take_while_closed(conn))
-            continue;
-        size_t at = i * segment;
-        receive_short(conn, info, data + at, quic_min(segment, len - at), pn_offset, masks[i]);
+    do
+        samples[n] = data + n * stride + pn_offset + 4;
+    while (++n < count);
+    keys->crypto->hp_mask(keys->recv.hp, samples, masks, count);
+    for (size_t i = 0; i < count; i++) {
+        if (!take_while_closed(conn))
+            receive_short(conn, info, data + i * stride, i + 1 < count ? segment : last, pn_offset, masks[i]);
     }
 }
 
@@ -316,7 +314,7 @@ void quic_conn_receive(struct quic_conn *conn, const struct quic_packet_info *in
     if (take_while_closed(conn))
         return;
     if (h->type == QUIC_PACKET_ONE_RTT) {
-        quic_conn_receive_train(conn, info, h->packet, h->len, h->len);
+        quic_conn_receive_train(conn, info, h->packet, h->len, h->len, h->len);
         return;
     }
     if (h->type == QUIC_PACKET_ZERO_RTT) {

@@ -361,9 +361,9 @@ static bool send_data(struct quic_conn *conn, uint64_t now, struct quic_tx *tx) 
     uint32_t max = tx->max_segments < CRYPTO_HP_BATCH ? tx->max_segments : CRYPTO_HP_BATCH;
     uint32_t n = 0, pn_offset = 0;
     uint8_t *at = tx->data;
-    while (n < max && (size_t)(at - tx->data) + size <= tx->cap &&
-           (uint64_t)(at - tx->data) + size <= amplification) {
-        bool only_ack = !space->probes && allowance < (uint64_t)(at - tx->data) + size;
+    size_t len = 0; /* Of the datagrams so far. */
+    while (n < max && (tx->stride ? size : len + size) <= tx->cap && len + size <= amplification) {
+        bool only_ack = !space->probes && allowance < len + size;
         if (!quic_write_pending(conn, now, QUIC_SPACE_APP, only_ack))
             break;
         if (!begin(&b, conn, now, QUIC_SPACE_APP, conn->active_path, at, at + size))
@@ -377,9 +377,10 @@ static bool send_data(struct quic_conn *conn, uint64_t now, struct quic_tx *tx) 
         pn_offset = b.pn_offset;
         samples[n] = at + pn_offset + 4;
         starts[n++] = at;
-        bool whole = (size_t)(end - at) == size;
-        at = end;
-        if (!whole)
+        size_t built = (size_t)(end - at);
+        len += built;
+        at = tx->stride ? at + tx->stride : end;
+        if (built != size)
             break;
     }
     if (!n)
@@ -388,8 +389,7 @@ static bool send_data(struct quic_conn *conn, uint64_t now, struct quic_tx *tx) 
     space->keys.crypto->hp_mask(space->keys.send.hp, samples, masks, n);
     for (uint32_t i = 0; i < n; i++)
         quic_mask_header(starts[i], pn_offset, masks[i]);
-    return finish(conn, tx, conn->active_path, (size_t)(at - tx->data),
-                  n > 1 ? size : (size_t)(at - tx->data), n);
+    return finish(conn, tx, conn->active_path, len, n > 1 ? size : len, n);
 }
 
 bool quic_conn_transmit(struct quic_conn *conn, uint64_t now, struct quic_tx *tx) {

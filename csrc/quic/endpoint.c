@@ -11,8 +11,9 @@
 
 #include "conn.h"
 
-#define STATELESS_SLOTS 64u  /* Answers waiting to be sent; more are dropped and counted. */
-#define STATELESS_BYTES 384u /* Retry: 7 + 2 * 20 + token 128 + tag 16; the others are smaller. */
+#define STATELESS_SLOTS 64u /* Answers waiting to be sent; more are dropped and counted. */
+#define STATELESS_BYTES                                                                                      \
+    384u /* Version Negotiation for ids of the longest that are echoed; Retry needs under 130. */
 #define STATELESS_PER_S                                                                                      \
     1000u /* Answers a second to packets of no connection: bounds what a flood can make us send. */
 #define FIRST_SLOTS 64u
@@ -34,7 +35,7 @@ static void defaults(struct quic_config *c) {
         .initial_rtt_ns = 333 * QUIC_MS,
         .initial_window_packets = 10,
         .idle_timeout_ns = 30 * QUIC_S,
-        .handshake_timeout_ns = 10 * QUIC_S,
+        .handshake_timeout_ns = 20 * QUIC_S,
         .max_data = UINT64_C(1) << 20,
         .max_stream_data = UINT64_C(256) << 10,
         .max_data_limit = UINT64_C(256) << 20,
@@ -333,7 +334,7 @@ static void answer_retry(struct quic_endpoint *ep, const struct quic_packet_info
     }
     struct quic_token token = {.kind = QUIC_TOKEN_RETRY, .issued_ns = info->now};
     struct quic_cid client = {.len = h->scid_len};
-    uint8_t nonce[12], sealed[QUIC_MAX_TOKEN_BYTES];
+    uint8_t sealed[QUIC_MAX_TOKEN_BYTES];
     token.original_dcid.len = h->dcid_len;
     memcpy(token.original_dcid.id, h->dcid, h->dcid_len);
     token.retry_scid.len = QUIC_LOCAL_CID_BYTES;
@@ -341,8 +342,7 @@ static void answer_retry(struct quic_endpoint *ep, const struct quic_packet_info
     token.retry_scid.id[0] &= 0x1f;
     token.retry_scid.id[1] = ep->config.worker;
     memcpy(client.id, h->scid, h->scid_len);
-    ep->host.random(ep->host.ctx, nonce, sizeof nonce);
-    size_t sealed_len = quic_token_seal(ep->sealer, &token, info->peer, nonce, sealed);
+    size_t sealed_len = quic_token_seal(ep->sealer, &token, info->peer, NULL, sealed);
     struct quic_stateless *s = stateless_slot(ep, info);
     s->len = (uint16_t)quic_put_retry(s->data, sizeof s->data, h->version, &client, &token.retry_scid,
                                       &token.original_dcid, sealed, sealed_len);
@@ -411,14 +411,12 @@ static struct quic_conn *new_connection(struct quic_endpoint *ep, const struct q
     struct quic_token token;
     bool have_token = false, refuse = false;
     if (h->token_len) {
+        struct quic_cid dcid = {.len = h->dcid_len};
+        memcpy(dcid.id, h->dcid, h->dcid_len);
         enum quic_token_verdict v =
-            quic_token_open(ep->sealer, h->token, h->token_len, info->peer, info->now, &token);
+            quic_token_open(ep->sealer, h->token, h->token_len, info->peer, &dcid, info->now, &token);
         have_token = v == QUIC_TOKEN_VALID;
-        if (have_token && token.kind == QUIC_TOKEN_RETRY &&
-            (token.retry_scid.len != h->dcid_len || memcmp(token.retry_scid.id, h->dcid, h->dcid_len) != 0))
-            have_token = false, refuse = true;
-        if ((v == QUIC_TOKEN_EXPIRED || v == QUIC_TOKEN_WRONG_ADDRESS) && token.kind == QUIC_TOKEN_RETRY)
-            refuse = true;
+        refuse = v == QUIC_TOKEN_FORGED || (v == QUIC_TOKEN_EXPIRED && token.kind == QUIC_TOKEN_RETRY);
     }
     bool full = ep->connections >= ep->config.max_connections;
     if (!refuse && !have_token &&
@@ -564,31 +562,32 @@ void quic_endpoint_receive(struct quic_endpoint *ep, uint64_t now, const struct 
         ep->drops[STOQ_DROP_IPV4] += count;
         return;
     }
-    for (size_t at = 0; at < rx->len;) {
-        uint8_t *p = rx->data + at;
-        size_t len = quic_min(segment, rx->len - at);
-        if (is_short(p, len)) {
-            struct quic_conn *conn = find_by_cid(ep, p + 1);
-            if (conn) {
-                /* As many datagrams in a row as are for the same id: one batch of masks. */
-                size_t n = 1, end = at + len;
-                while (end < rx->len && n < CRYPTO_HP_BATCH &&
-                       is_short(rx->data + end, quic_min(segment, rx->len - end)) &&
-                       memcmp(rx->data + end + 1, p + 1, QUIC_LOCAL_CID_BYTES) == 0) {
-                    end += quic_min(segment, rx->len - end);
-                    n++;
-                }
-                info.datagram_bytes = (uint32_t)(end - at);
-                quic_conn_bytes_received(conn, &info);
-                info.datagram_bytes = (uint32_t)len;
-                quic_conn_receive_train(conn, &info, p, end - at, segment);
-                at = end;
-                continue;
-            }
-        }
+    size_t stride = rx->stride ? rx->stride : segment;
+    size_t last = rx->len - (count ? count - 1 : 0) * segment;
+    for (size_t i = 0; i < count;) {
+        uint8_t *p = rx->data + i * stride;
+        size_t len = i + 1 < count ? segment : last;
+        struct quic_conn *conn = is_short(p, len) ? find_by_cid(ep, p + 1) : NULL;
         info.datagram_bytes = (uint32_t)len;
-        receive_datagram(ep, &info, p, len);
-        at += len;
+        if (!conn) {
+            receive_datagram(ep, &info, p, len);
+            i++;
+            continue;
+        }
+        /* As many datagrams in a row as are for the same id: one batch of masks. */
+        size_t n = 1, bytes = len;
+        for (; i + n < count && n < CRYPTO_HP_BATCH; n++) {
+            const uint8_t *next = p + n * stride;
+            size_t next_len = i + n + 1 < count ? segment : last;
+            if (!is_short(next, next_len) || memcmp(next + 1, p + 1, QUIC_LOCAL_CID_BYTES) != 0)
+                break;
+            bytes += next_len;
+        }
+        info.datagram_bytes = (uint32_t)bytes;
+        quic_conn_bytes_received(conn, &info);
+        info.datagram_bytes = (uint32_t)len;
+        quic_conn_receive_train(conn, &info, p, bytes, n > 1 ? segment : len, stride);
+        i += n;
     }
 }
 

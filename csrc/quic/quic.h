@@ -75,6 +75,9 @@ struct quic_host {
     /* Arm (or move, or with QUIC_NEVER disarm) a connection's timer. */
     void (*timer_set)(void *ctx, struct quic_timer *timer, uint64_t deadline_ns);
     void (*random)(void *ctx, uint8_t *out, size_t len);
+    /* Optional: one of our connection ids (as it stands in packets, loaded as a native word) comes into use
+     * or goes out of it. */
+    void (*cid_in_use)(void *ctx, uint64_t id, bool in_use);
 };
 
 /* Everything that is configured. Zero means the default named beside it. */
@@ -95,8 +98,10 @@ struct quic_config {
     uint32_t initial_window_packets; /* 10, RFC 9002 section 7.2. */
     uint64_t key_update_packets; /* Update keys after so many packets sealed; 0: at half the AEAD's limit. */
     /* Offered transport parameters (RFC 9000 section 18.2). */
-    uint64_t idle_timeout_ns;       /* 30 s */
-    uint64_t handshake_timeout_ns;  /* 10 s: a handshake not complete by then is given up. */
+    uint64_t idle_timeout_ns; /* 30 s */
+    /* 20 s: a handshake not complete by then is given up. A server whose flight is acknowledged waits for the
+     * client's, which on a path that loses a third may be away for ten seconds of backed-off probes. */
+    uint64_t handshake_timeout_ns;
     uint64_t max_data;              /* Connection window to begin with; 1 MiB. */
     uint64_t max_stream_data;       /* Stream window to begin with; 256 KiB. */
     uint64_t max_data_limit;        /* Auto-tuning stops here; 256 MiB. */
@@ -110,16 +115,18 @@ struct quic_config {
 /* A train received; datagrams of `segment` bytes, the last may be shorter. Bytes are opened in place. */
 struct quic_rx {
     uint8_t *data;
-    uint32_t len;
+    uint32_t len;    /* Of the datagrams in all. */
+    uint32_t stride; /* From one datagram's start to the next one's; 0: end to end. */
     uint16_t segment;
     uint8_t ecn;
     struct quic_addr peer, local;
 };
 
-/* A train to send. `data`, `cap` and `max_segments` are given; the rest is the engine's answer. */
+/* A train to send. `data`, `cap`, `stride` and `max_segments` are given; the rest is the engine's answer. */
 struct quic_tx {
     uint8_t *data;
-    uint32_t cap;
+    uint32_t cap;    /* Bytes that fit; with a stride, that fit each datagram. */
+    uint32_t stride; /* From one datagram's start to the next one's; 0: end to end. */
     uint32_t max_segments;
     uint32_t len;
     uint16_t segment;

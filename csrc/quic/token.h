@@ -1,7 +1,11 @@
-/* Address validation tokens (RFC 9000 section 8.1): sealed with AES-256-GCM under the endpoint's token key,
- * so that no state is kept and nothing can be forged. A token is bound to the client's address (Retry:
- * address and port; NEW_TOKEN: address only), carries its time of issue and, for Retry, the ids needed to
- * check the transport parameters. */
+/* Address validation tokens (RFC 9000 section 8.1). No state is kept for either kind, and nothing can be
+ * forged.
+ *
+ *   Retry      lives seconds; bound to address and port, the ids and the time by a SipHash mac (retry_token.h
+ * draws it), so that the XDP program can issue and verify the same tokens. NEW_TOKEN  lives a day and is
+ * nobody's business: sealed with AES-256-GCM; bound to the address only, because a later connection comes
+ * from another port.
+ */
 #ifndef STOQ_QUIC_TOKEN_H
 #define STOQ_QUIC_TOKEN_H
 
@@ -10,43 +14,47 @@
 #include <stdint.h>
 
 #include "packet.h"
+#include "retry_token.h"
 
-#define QUIC_RETRY_TOKEN_LIFE_NS                                                                             \
-    (UINT64_C(10) * 1000000000) /* A client answers a Retry within a few RTTs.                               \
-                                 */
 #define QUIC_NEW_TOKEN_LIFE_NS                                                                               \
     (UINT64_C(24) * 3600 * 1000000000) /* A day: the life of a leaf certificate.                             \
                                         */
-#define QUIC_MAX_TOKEN_BYTES 128       /* Longest of ours: 1 + 12 + 8 + 2 * 21 + 16, rounded up. */
+#define QUIC_MAX_TOKEN_BYTES 64        /* Longest of ours: 1 + 12 + 30 + 16, rounded up. */
 
-enum quic_token_kind { QUIC_TOKEN_RETRY = 1, QUIC_TOKEN_NEW = 2 };
+enum quic_token_kind { QUIC_TOKEN_RETRY = RETRY_TOKEN_KIND, QUIC_TOKEN_NEW = 2 };
 enum quic_token_verdict {
     QUIC_TOKEN_VALID,
-    QUIC_TOKEN_FOREIGN,
-    QUIC_TOKEN_EXPIRED,
-    QUIC_TOKEN_WRONG_ADDRESS
+    QUIC_TOKEN_FOREIGN,       /* Not one of ours; it may be another node's NEW_TOKEN: treated as no token. */
+    QUIC_TOKEN_EXPIRED,       /* Ours, and too old. */
+    QUIC_TOKEN_WRONG_ADDRESS, /* Ours, a NEW_TOKEN of another address: treated as no token. */
+    QUIC_TOKEN_FORGED /* A Retry token's form, and the mac of another client, id, server, or of nobody. */
 };
 
 struct quic_token {
     enum quic_token_kind kind;
-    uint64_t issued_ns;
+    uint64_t issued_ns;                        /* Retry: to the second. */
     struct quic_cid original_dcid, retry_scid; /* QUIC_TOKEN_RETRY */
 };
 
-struct quic_token_sealer; /* The expanded key. */
+/* The key that macs Retry tokens, derived from the token key: what the XDP program gets. False: libcrypto
+ * failed. */
+bool quic_retry_key(const uint8_t token_key[32], retry_u64 out[2]);
+
+struct quic_token_sealer; /* The expanded keys. */
 /* Memory from the host; NULL when there is none. */
 struct quic_token_sealer *quic_token_sealer_create(const struct crypto_provider *crypto,
                                                    const struct quic_host *host, const uint8_t key[32]);
 void quic_token_sealer_destroy(struct quic_token_sealer *sealer, const struct quic_host *host);
-/* `nonce`: 12 random bytes. Returns the length (at most QUIC_MAX_TOKEN_BYTES). */
+/* `nonce`: 12 random bytes (NEW_TOKEN). Returns the length (at most QUIC_MAX_TOKEN_BYTES); 0: a Retry's own
+ * id is not QUIC_LOCAL_CID_BYTES long. */
 size_t quic_token_seal(const struct quic_token_sealer *sealer, const struct quic_token *token,
                        const struct quic_addr *peer, const uint8_t nonce[12],
                        uint8_t out[QUIC_MAX_TOKEN_BYTES]);
-/* FOREIGN: not one of ours (it may be another node's NEW_TOKEN: treated as no token). A Retry token that is
- * expired or from another address must be answered with INVALID_TOKEN; the other kinds of refusal as if there
- * were no token. */
+/* `dcid`: destination of the Initial that carries the token. A Retry token that is EXPIRED or FORGED must be
+ * answered with INVALID_TOKEN (its client takes no second Retry); the other refusals as if there were no
+ * token. `out->kind` is set unless FOREIGN, the rest when VALID. */
 enum quic_token_verdict quic_token_open(const struct quic_token_sealer *sealer, const uint8_t *data,
-                                        size_t len, const struct quic_addr *peer, uint64_t now,
-                                        struct quic_token *out);
+                                        size_t len, const struct quic_addr *peer, const struct quic_cid *dcid,
+                                        uint64_t now, struct quic_token *out);
 
 #endif

@@ -341,6 +341,8 @@ bool run_scenario(struct run *run, struct totals *totals, bool trace) {
     run->start_ns = run_now(run);
     run->sim->forget_ns = s->forget_ns;
     wire_net_moderate(run->sim->net, s->moderation_ns);
+    for (uint32_t end = 0; end < 2; end++)
+        wire_net_frames(run->sim->net, end, s->frame_bytes[end]);
     wire_net_set_tap(run->sim->net, tap, run);
     for (uint32_t i = 0; i < s->connection_count; i++) {
         struct connection *c = &run->connections[i];

@@ -332,6 +332,10 @@ void scenario_draw(struct scenario *s, uint64_t seed) {
     draw_config(p, &s->config[SIM_SERVER], true, slow_wire);
     if (one_in(p, 4))
         s->moderation_ns = spread(p, 10 * US, 500 * US);
+    /* The usual two sizes of a frame, and the least that holds what every path carries. */
+    static const uint64_t frame_bytes[] = {0, 0, 0, 2048, 4096, 1216};
+    for (unsigned i = 0; i < 2; i++)
+        s->frame_bytes[i] = (uint32_t)pick(p, frame_bytes, 6);
     uint64_t idle = s->config[0].idle_timeout_ns < s->config[1].idle_timeout_ns
                         ? s->config[0].idle_timeout_ns
                         : s->config[1].idle_timeout_ns;
@@ -375,10 +379,11 @@ void scenario_print(const struct scenario *s, FILE *out) {
     for (unsigned i = 0; i < 2; i++) {
         const struct stoq_config *c = &s->config[i];
         fprintf(out,
-                "  %s: cc %u%s%s%s%s%s iw %u max_datagram %u frame %u idle %.1f s data %llu/%llu stream "
+                "  %s: frames %u cc %u%s%s%s%s%s iw %u max_datagram %u frame %u idle %.1f s data %llu/%llu "
+                "stream "
                 "%llu/%llu "
                 "streams %llu/%llu ack_delay %.1f ms update %llu\n",
-                i ? "server" : "client", c->congestion, c->no_pacing ? " no_pacing" : "",
+                i ? "server" : "client", s->frame_bytes[i], c->congestion, c->no_pacing ? " no_pacing" : "",
                 c->no_ecn ? " no_ecn" : "", c->no_gso ? " no_gso" : "", c->no_gro ? " no_gro" : "",
                 i && c->retry_always ? " retry" : "", c->initial_window_packets, c->max_datagram,
                 c->max_datagram_frame, (double)c->idle_timeout_ns / 1e9, (unsigned long long)c->max_data,

@@ -78,6 +78,7 @@ struct scenario {
     struct stoq_config config[2];
     struct stoq_impairment links[2]; /* [0] from the client. */
     uint64_t moderation_ns, forget_ns;
+    uint32_t frame_bytes[2]; /* Of client and server: wire_net_frames. */
     uint32_t step_count, connection_count;
     struct plan_step steps[SCENARIO_MAX_STEPS];
     uint64_t bytes;    /* Of all flows. */
