@@ -265,6 +265,14 @@ static void plain_describe(const struct io *io, struct io_text *out) {
     udp_tx_describe(&p->tx, out);
 }
 
+/* Without a free buffer there is no use in waiting for a datagram. */
+static int plain_poll_fd(struct io *io, bool *ready) {
+    struct plain *p = (struct plain *)io;
+    (void)ready; /* Not known without a system call; the poll will tell. */
+    plain_flush(io);
+    return p->rx_starved ? -1 : p->socket.fd;
+}
+
 const struct io_ops io_socket_ops = {
     .name = "socket",
     .open = plain_open,
@@ -280,4 +288,5 @@ const struct io_ops io_socket_ops = {
     .local = plain_local,
     .stats = plain_stats,
     .describe = plain_describe,
+    .poll_fd = plain_poll_fd,
 };

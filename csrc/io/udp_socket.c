@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "udp_socket.h"
 
+#include <bpf/bpf.h>
 #include <errno.h>
 #include <netinet/udp.h>
 #include <string.h>
@@ -115,6 +116,22 @@ static void set_optional(struct udp_socket *s, const struct io_config *config) {
     }
 }
 
+/* The program of a group is its sockets' own business: attaching it again changes nothing. */
+static void join_group(struct udp_socket *s, const struct io_config *config) {
+    if (!config->reuse_port)
+        return;
+    if (config->steer_program <= 0) {
+        io_text_add(&s->notes, "; no steering by connection id: strays cross by ring");
+        return;
+    }
+    uint64_t fd = (uint64_t)s->fd;
+    if (bpf_map_update_elem(config->steer_sockets, &config->worker, &fd, BPF_ANY) != 0 ||
+        !set_int(s->fd, SOL_SOCKET, SO_ATTACH_REUSEPORT_EBPF, config->steer_program))
+        io_text_add(&s->notes, "; no steering by connection id: %s", strerror(errno));
+    else
+        io_text_add(&s->notes, "; steered by connection id");
+}
+
 bool udp_socket_open(struct udp_socket *s, const struct io_config *config, struct io_text *why) {
     *s = (struct udp_socket){.fd = -1};
     if (quic_addr_is_v4_mapped(&config->bind)) {
@@ -151,6 +168,7 @@ bool udp_socket_open(struct udp_socket *s, const struct io_config *config, struc
     s->local = config->bind;
     s->local.port = ntohs(sa.sin6_port);
     s->local.pad = 0;
+    join_group(s, config);
     return true;
 }
 

@@ -9,6 +9,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "socket.h"
 #include "text.h"
@@ -113,11 +115,42 @@ static int ring_init(struct uring *u, unsigned sq_entries, unsigned cq_entries) 
     };
     int result = -EINVAL;
     for (size_t i = 0; i < sizeof flags / sizeof flags[0] && result == -EINVAL; i++) {
-        struct io_uring_params params = {.flags = flags[i] | IORING_SETUP_CQSIZE, .cq_entries = cq_entries};
+        /* R_DISABLED (5.10): nothing can be submitted before uring_restrict has said what. */
+        struct io_uring_params params = {.flags = flags[i] | IORING_SETUP_CQSIZE | IORING_SETUP_R_DISABLED,
+                                         .cq_entries = cq_entries};
         result = io_uring_queue_init_params(sq_entries, &u->ring, &params);
         u->deferred = (flags[i] & IORING_SETUP_DEFER_TASKRUN) != 0;
     }
     return result;
+}
+
+/* From here on the ring takes the operations of this backend and no others: seccomp does not see what is
+ * submitted, and a worker's filter would be worth nothing if the ring could open files (../worker/sandbox.h).
+ * For good; the kernel refuses the rest with EACCES. The system call itself, because Debian's liburing 2.3
+ * declares its functions for this and does not export them. */
+static int uring_restrict(struct uring *u) {
+    static const uint8_t operations[] = {IORING_OP_RECVMSG, IORING_OP_SENDMSG, IORING_OP_READ,
+                                         IORING_OP_ASYNC_CANCEL};
+    static const uint8_t registrations[] = {IORING_REGISTER_PBUF_RING, IORING_UNREGISTER_FILES,
+                                            IORING_UNREGISTER_RING_FDS};
+    struct io_uring_restriction list[sizeof operations + sizeof registrations + 1];
+    unsigned n = 0;
+    memset(list, 0, sizeof list); /* The kernel wants its reserved fields zero. */
+    for (size_t i = 0; i < sizeof operations; i++) {
+        list[n].opcode = IORING_RESTRICTION_SQE_OP;
+        list[n++].sqe_op = operations[i];
+    }
+    for (size_t i = 0; i < sizeof registrations; i++) {
+        list[n].opcode = IORING_RESTRICTION_REGISTER_OP;
+        list[n++].register_op = registrations[i];
+    }
+    list[n].opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED;
+    list[n++].sqe_flags = IOSQE_FIXED_FILE | IOSQE_BUFFER_SELECT;
+    int fd = u->ring.ring_fd;
+    if (syscall(SYS_io_uring_register, fd, IORING_REGISTER_RESTRICTIONS, list, n) != 0 ||
+        syscall(SYS_io_uring_register, fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0) != 0)
+        return -errno;
+    return 0;
 }
 
 /* Everything of io_uring, with the socket open already. False: `why` says what the kernel refused. */
@@ -140,6 +173,11 @@ static bool uring_start(struct uring *u, const struct io_config *config, struct 
     u->ring_open = true;
     io_uring_register_ring_fd(&u->ring); /* 5.18: saves a descriptor look-up a call; nothing lost without. */
     u->fixed_files = io_uring_register_files(&u->ring, &u->socket.fd, 1) == 0;
+    result = uring_restrict(u);
+    if (result != 0) {
+        io_text_add(why, "io_uring restrictions: %s (Linux 5.10 has them)", strerror(-result));
+        return false;
+    }
     if (!waker_open(&u->waker, 0)) { /* Blocking, like the socket and for the same reason. */
         io_text_add(why, "eventfd: %s", strerror(errno));
         return false;
@@ -214,12 +252,30 @@ static void uring_describe(const struct io *io, struct io_text *out) {
     if (u->deferred) {
         io_text_add(out, ", deferred task work");
     }
-    io_text_add(out, ", %s pages", pages_kind_name(u->rx.pages.kind));
+    io_text_add(out, ", restricted to its own operations, %s pages", pages_kind_name(u->rx.pages.kind));
     udp_socket_describe(&u->socket, u->tx.max_segments, out);
     if (!u->deferred) {
         io_text_add(out, "; task work not deferred: Linux 6.1 has it");
     }
     udp_tx_describe(&u->tx, out);
+}
+
+/* With deferred task work a datagram stays in the socket until we enter the ring, and the ring's descriptor
+ * does not tell of the work that waits (tried on 6.18): so the socket's, while there is a buffer to receive
+ * into. Else the ring's, which is readable when completions wait. */
+static int uring_poll_fd(struct io *io, bool *ready) {
+    struct uring *u = (struct uring *)io;
+    uring_reap(u);
+    if (!u->rx.armed && u->rx.posted > 0) {
+        uring_rx_arm(u);
+        uring_submit(u);
+        uring_reap(u);
+    }
+    *ready = *ready || uring_rx_is_ready(u);
+    if (!u->deferred) {
+        return u->ring.ring_fd;
+    }
+    return u->rx.posted > 0 ? u->socket.fd : -1;
 }
 
 const struct io_ops io_uring_ops = {
@@ -237,4 +293,5 @@ const struct io_ops io_uring_ops = {
     .local = uring_local,
     .stats = uring_stats,
     .describe = uring_describe,
+    .poll_fd = uring_poll_fd,
 };

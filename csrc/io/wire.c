@@ -36,6 +36,7 @@ struct wire_io {
     uint32_t tx_limit, tx_used;
     bool refused; /* tx_acquire found no buffer: the worker waits for one. */
     bool no_gso, no_gro;
+    uint32_t frame_bytes; /* Datagrams lie so far apart in their buffers; 0: end to end. */
     struct quic_addr local;
     struct wire_packet *ready, **ready_end;
     struct io_stats stats;
@@ -384,40 +385,61 @@ static uint32_t train_at(const struct wire_packet *head, uint32_t *bytes) {
     return n;
 }
 
+/* Take the `count` packets at the head of the queue into one buffer, `stride` apart. */
+static void gather(struct wire_io *w, struct wire_packet *train, uint32_t count, uint32_t stride) {
+    uint8_t *data = train->tx.data;
+    const struct wire_packet *head = w->ready;
+    uint16_t segment = head->tx.segment;
+    uint32_t bytes = 0;
+    train->tx = head->tx;
+    train->tx.data = data;
+    train->link = head->link;
+    for (uint32_t i = 0; i < count; i++) {
+        struct wire_packet *p = w->ready;
+        w->ready = p->next;
+        for (uint32_t at = 0; at < p->tx.len; at += segment, data += stride)
+            memcpy(data, p->tx.data + at, p->tx.len - at < segment ? p->tx.len - at : segment);
+        bytes += p->tx.len;
+        give(w->net, p);
+    }
+    train->tx.len = bytes;
+}
+
 static int wire_rx(struct io *io, struct io_rx *out, int max) {
     struct wire_io *w = of(io);
     struct wire_net *net = w->net;
     pump(net);
     int n = 0;
     for (; n < max && w->ready; n++) {
-        struct wire_packet *head = w->ready, *packet = head;
-        uint32_t bytes, count = w->no_gro ? 1 : train_at(head, &bytes);
-        if (count > 1 && (packet = wire_pool_take(&net->pool, bytes))) {
-            uint8_t *data = packet->tx.data;
-            packet->tx = head->tx;
-            packet->tx.data = data;
-            packet->tx.len = 0;
-            packet->link = head->link;
+        struct wire_packet *packet = w->ready;
+        uint32_t bytes = packet->tx.len, stride = 0;
+        uint32_t count = w->no_gro ? 1 : train_at(packet, &bytes);
+        uint32_t datagrams = (bytes + packet->tx.segment - 1) / packet->tx.segment;
+        bool frames = datagrams > 1 && packet->tx.segment <= w->frame_bytes &&
+                      datagrams * w->frame_bytes <= IO_TRAIN_BYTES;
+        struct wire_packet *train =
+            count > 1 || frames ? wire_pool_take(&net->pool, frames ? IO_TRAIN_BYTES : bytes) : NULL;
+        net->ready_packets -= train ? count : 1;
+        if (train) {
+            stride = frames ? w->frame_bytes : 0;
+            gather(w, train, count, frames ? stride : packet->tx.segment);
+            packet = train;
         } else {
-            packet = head;
-            count = 1;
+            w->ready = packet->next;
         }
-        for (uint32_t i = 0; i < count; i++) {
-            struct wire_packet *p = w->ready;
-            w->ready = p->next;
-            if (packet != head) {
-                memcpy(packet->tx.data + packet->tx.len, p->tx.data, p->tx.len);
-                packet->tx.len += p->tx.len;
-                give(net, p);
-            }
-        }
-        net->ready_packets -= count;
         if (!w->ready)
             w->ready_end = &w->ready;
         const struct io_tx *tx = &packet->tx;
-        out[n] =
-            (struct io_rx){tx->data, tx->len, packet->index, tx->segment, tx->ecn, 0, tx->local, tx->peer};
-        wire_pool_guard(packet);
+        out[n] = (struct io_rx){.data = tx->data,
+                                .len = tx->len,
+                                .stride = stride,
+                                .handle = packet->index,
+                                .segment = tx->segment,
+                                .ecn = tx->ecn,
+                                .peer = tx->local,
+                                .local = tx->peer};
+        if (!stride)
+            wire_pool_guard(packet);
         w->stats.rx_trains++;
         w->stats.rx_packets += (tx->len + tx->segment - 1) / tx->segment;
         w->stats.rx_bytes += tx->len;
@@ -444,8 +466,11 @@ static struct io_tx *wire_tx_acquire(struct io *io) {
     w->tx_used++;
     packet->counted = true;
     packet->link = w->index;
-    packet->tx.cap = IO_TRAIN_BYTES;
-    packet->tx.max_segments = w->no_gso ? 1 : IO_TRAIN_PACKETS;
+    packet->tx.cap = w->frame_bytes ? w->frame_bytes : IO_TRAIN_BYTES;
+    packet->tx.stride = w->frame_bytes;
+    packet->tx.max_segments = w->no_gso        ? 1
+                              : w->frame_bytes ? IO_TRAIN_BYTES / w->frame_bytes
+                                               : IO_TRAIN_PACKETS;
     packet->tx.handle = packet->index;
     packet->tx.len = 0;
     packet->tx.segment = 0;
@@ -472,7 +497,7 @@ static void wire_tx_commit(struct io *io, struct io_tx *tx) {
     const struct wire_mapping *m = wire_nat_out(&net->nat, net->now_ns, w->index, &inside);
     /* What a kernel would refuse: an empty or oversized train, one built for another buffer, v4-mapped
      * addresses. */
-    if (!datagrams || datagrams > tx->max_segments || tx->len > tx->cap || !m ||
+    if (!datagrams || datagrams > tx->max_segments || (tx->stride ? tx->segment : tx->len) > tx->cap || !m ||
         quic_addr_is_v4_mapped(&tx->peer) || quic_addr_is_v4_mapped(&inside)) {
         w->stats.tx_errors++;
         give(net, packet);
@@ -481,6 +506,10 @@ static void wire_tx_commit(struct io *io, struct io_tx *tx) {
     w->stats.tx_trains++;
     w->stats.tx_packets += datagrams;
     w->stats.tx_bytes += tx->len;
+    for (uint32_t i = 1; tx->stride && i < datagrams; i++) /* On the way there are no gaps. */
+        memmove(tx->data + i * tx->segment, tx->data + (size_t)i * tx->stride,
+                i + 1 < datagrams ? tx->segment : tx->len - i * tx->segment);
+    tx->stride = 0;
     tx->local = m->outside;
     const struct wire_link *link = &net->links[w->index];
     if (link->perfect && (uint32_t)tx->segment + WIRE_OVERHEAD_BYTES <= link->mtu) {
@@ -537,6 +566,12 @@ const struct io_ops io_wire_ops = {
     .stats = wire_stats,
     .describe = wire_describe,
 };
+
+void wire_net_frames(struct wire_net *net, uint32_t endpoint, uint32_t bytes) {
+    struct wire_io *w = endpoint < WIRE_MAX_ENDPOINTS ? net->endpoints[endpoint] : NULL;
+    if (w)
+        w->frame_bytes = bytes <= IO_TRAIN_BYTES ? bytes : 0;
+}
 
 /* ---- the net ---- */
 

@@ -74,6 +74,9 @@ void wire_net_impair(struct wire_net *net, uint32_t link, const struct stoq_impa
 /* Receivers are woken at multiples of `ns` only, as by a NIC's interrupt moderation: makes trains out of
  * paced datagrams. 0: as they come. */
 void wire_net_moderate(struct wire_net *net, uint64_t ns);
+/* The endpoint's trains lie in frames of `bytes`, one datagram in each, as AF_XDP's do (io.h, stride); 0: end
+ * to end. */
+void wire_net_frames(struct wire_net *net, uint32_t endpoint, uint32_t bytes);
 /* The NAT before `endpoint` takes another port (1) or address (2). What is sent to the old mapping arrives
  * for another `forget_ns`, then vanishes. */
 void wire_net_rebind(struct wire_net *net, uint32_t endpoint, int what, uint64_t forget_ns);

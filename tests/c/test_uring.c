@@ -3,8 +3,6 @@
  * make one. */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <net/if.h>
 #include <netinet/udp.h>
 #include <pthread.h>
@@ -22,10 +20,12 @@
 #include <unistd.h>
 
 #include "../../csrc/io/io.h"
+
 #include "../../csrc/io/udp_rx.h"
 #include "../../csrc/io/udp_tx.h"
 #include "../../csrc/io/uring.h"
 #include "check.h"
+#include "refuse_io_uring.h"
 
 #define SECOND_NS 1000000000ll
 #define MAX_RX    64
@@ -560,15 +560,7 @@ static void refused_io_uring(void) {
     pid_t child = fork();
     REQUIRE(child >= 0);
     if (child == 0) {
-        struct sock_filter code[] = {
-            BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-            BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
-            BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
-            BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-        };
-        struct sock_fprog program = {.len = sizeof code / sizeof code[0], .filter = code};
-        REQUIRE(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
-        REQUIRE(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
+        refuse_io_uring();
         struct io *a = open_loopback("io_uring"), *b = open_loopback("io_uring");
         REQUIRE(a->ops == &io_socket_ops && b->ops == &io_socket_ops);
         struct io_text text = describe(a);
