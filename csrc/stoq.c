@@ -157,6 +157,14 @@ void stoq_pool_statistics(const struct stoq_datapath *dp, uint32_t worker, struc
     out->send_chunks_large_used = p->layout.large - chunk_free_count(&p->large);
 }
 
+bool stoq_queue_statistics(const struct stoq_datapath *dp, uint32_t worker, struct stoq_queue_stats *out) {
+    const struct shared *s = shared_of(dp, worker);
+    uint64_t words[SHARED_QUEUE_WORDS];
+    read_words(s ? s->queue : NULL, SHARED_QUEUE_WORDS, words, SHARED_QUEUE_WORDS);
+    memcpy(out, words, sizeof *out);
+    return out->frames != 0;
+}
+
 void stoq_train_histogram(const struct stoq_datapath *dp, uint32_t worker, uint64_t sent[7],
                           uint64_t received[7]) {
     const struct shared *s = shared_of(dp, worker);

@@ -38,6 +38,18 @@
 #define STOQ_VERSION 64
 #define STOQ_SEND    1 /* SECRET command: our sending direction. */
 
+/* ROUTE and NEIGHBOUR commands. */
+#define STOQ_WAY_OURS 1 /* ROUTE: leaves by the datapath's interface. */
+#define STOQ_WAY_GONE 2 /* No longer in the kernel's table. */
+
+/* How XDP and AF_XDP run: what is asked for, and (never AUTO) what was got. */
+#define STOQ_XDP_AUTO      0 /* Native, else generic, saying why. */
+#define STOQ_XDP_NATIVE    1
+#define STOQ_XDP_GENERIC   2
+#define STOQ_XSK_AUTO      0 /* Zero copy, else copy, saying why. */
+#define STOQ_XSK_COPY      1
+#define STOQ_XSK_ZERO_COPY 2
+
 struct stoq_error {
     int code; /* Negative errno. */
     char text[512];
@@ -53,8 +65,9 @@ struct stoq_address {
 /* Zero means the default (csrc/quic/quic.h names the engine's). */
 struct stoq_config {
     uint32_t workers;         /* 1 */
+    uint32_t max_workers;     /* As many may run at a time, after stoq_worker_add; `workers`. */
     int32_t cores[64];        /* Core of each worker; -1: not pinned. */
-    const char *backend;      /* "io_uring", "socket" */
+    const char *backend;      /* "io_uring", "afxdp", "socket" */
     const char *crypto;       /* "auto", "ipsec-mb", "openssl" */
     struct stoq_address bind; /* :: and port 0 for a client. */
     uint32_t ifindex;
@@ -63,6 +76,10 @@ struct stoq_config {
     bool test_profile; /* Serve `perf` in C when the handshake chose that ALPN. */
     bool busy_poll;    /* Never sleep. */
     bool no_gso, no_gro, no_pacing, no_ecn;
+    bool no_sandbox;    /* No seccomp filter on the workers: for sanitizers and debuggers. */
+    bool guard;         /* Attach the XDP guard to `ifindex`; afxdp always does. */
+    uint8_t xdp_mode;   /* STOQ_XDP_ */
+    uint8_t xsk_mode;   /* STOQ_XSK_ */
     uint8_t congestion; /* enum stoq_congestion_controller */
     uint16_t max_datagram;
     uint16_t max_datagram_frame;
@@ -70,6 +87,10 @@ struct stoq_config {
     uint32_t initial_window_packets;
     uint32_t io_buffers; /* Send and receive buffers of 64 KiB, each direction; 0: backend's default. */
     uint32_t socket_bytes;
+    uint32_t first_queue; /* afxdp: worker i takes queue first_queue + i of `ifindex`. */
+    uint32_t busy_budget; /* afxdp: packets one busy-poll call may handle; 0: no preferred busy polling. */
+    uint32_t guard_cids; /* Connection ids a worker may have before the guard takes some strangers' for known;
+                            65536. */
     uint64_t initial_rtt_ns;
     uint64_t idle_timeout_ns, handshake_timeout_ns;
     uint64_t max_data, max_stream_data, max_data_limit, max_stream_data_limit;
@@ -80,6 +101,7 @@ struct stoq_config {
     uint64_t receive_bytes;  /* Chunks filled by the worker; 256 MiB of address space. */
     uint64_t send_bytes;     /* Chunks filled by the control plane; 64 MiB of address space. */
     uint8_t token_key[32], reset_key[32]; /* All zero: drawn at random. */
+    uint32_t uid, gid; /* Workers become these once open; uid 0: stay. See stoq_drop_privileges. */
 };
 
 struct stoq_command {
@@ -110,6 +132,15 @@ struct stoq_event {
     uint64_t code;
     uint64_t value;
     uint64_t reserved[2];
+};
+
+/* ROUTE and NEIGHBOUR commands, in the 48 bytes from `conn` on. ROUTE: `level` is the prefix length,
+ * `chunk_offset` the link's MTU (0: unknown), `flags` STOQ_WAY_. NEIGHBOUR: `ip`, and its link-layer address
+ * in `gateway`'s first six bytes. */
+struct stoq_way {
+    uint8_t ip[16];      /* Prefix or neighbour. */
+    uint8_t gateway[16]; /* ::: on link. */
+    uint8_t source[16];  /* Preferred source; ::: none. */
 };
 
 /* CONNECT's chunk. */
@@ -175,6 +206,50 @@ struct stoq_io_stats {
     uint64_t wakeups, waits, syscalls;
 };
 
+/* A queue with rings shared with the kernel (AF_XDP); csrc/io/io.h explains the fields. */
+struct stoq_queue_stats {
+    uint64_t queue, ifindex;
+    uint64_t native, zero_copy;
+    uint64_t need_wakeup, busy_poll, multi_buffer, tx_checksum;
+    uint64_t frames, frame_bytes;
+    uint64_t frames_fill, frames_rx, frames_worker, frames_free, frames_tx, frames_completion;
+    uint64_t ring_fill, ring_rx, ring_tx, ring_completion;
+    uint64_t wakeups_rx, wakeups_tx, rx_batches, tx_batches;
+    uint64_t tx_socket, rx_socket;
+    uint64_t routes, neighbours;
+    uint64_t kernel_rx_dropped, kernel_rx_invalid, kernel_tx_invalid, kernel_rx_ring_full, kernel_fill_empty,
+        kernel_tx_empty;
+};
+
+struct stoq_guard_report {
+    uint32_t mode;         /* STOQ_XDP_NATIVE or _GENERIC */
+    uint32_t instructions; /* Processed by the verifier. */
+    uint32_t program_id;
+    uint32_t ifindex;
+    char notes[512];
+};
+
+/* What the guard allows; csrc/bpf/layout.h explains the fields. */
+struct stoq_guard_policy {
+    uint64_t initial_interval_ns;
+    uint32_t initial_burst, retry_above, retry_limit, unknown_limit, version_limit;
+    bool replay_filter, retry_always;
+};
+
+struct stoq_block {
+    uint8_t ip[16];
+    uint32_t bits;
+    uint32_t pad;
+    uint64_t expires_ns; /* CLOCK_MONOTONIC; 0: never. */
+};
+
+struct stoq_mirrored {
+    uint64_t time_ns; /* CLOCK_MONOTONIC */
+    uint32_t frame_bytes, snapped_bytes;
+    uint32_t queue;
+    uint32_t verdict;
+};
+
 struct stoq_pool_stats {
     uint64_t metadata_bytes, metadata_used;
     uint64_t receive_chunks_small, receive_chunks_small_used, receive_chunks_large, receive_chunks_large_used;
@@ -192,7 +267,24 @@ void stoq_stop(struct stoq_datapath *dp);
 /* stoq_stop, then unmap and free. */
 void stoq_close(struct stoq_datapath *dp);
 
+/* When everything is open: every thread of the process becomes this user and group (uid 0: stays who it is),
+ * without supplementary groups, keeps only the capabilities of `keep` (bit n: capability n), and can gain no
+ * others by starting programs. Workers have done it for themselves, keeping none: open them with the same uid
+ * and gid. False with `error`: threads may be half way, so end the process. */
+bool stoq_drop_privileges(uint32_t uid, uint32_t gid, uint64_t keep, struct stoq_error *error);
+
+/* Numbers of workers are 0 to this, exclusive; a worker that was removed keeps its number. */
 uint32_t stoq_workers(const struct stoq_datapath *dp);
+/* One worker more, on `core` (-1: not pinned): one that was removed gets a thread and a backend again, else a
+ * new one is made. Returns its number, or a negative errno with `error`. A process that gave up its
+ * privileges can add none to afxdp. */
+int stoq_worker_add(struct stoq_datapath *dp, int32_t core, struct stoq_error *error);
+/* Give up a worker's thread, core and queue. Its connections go on, run by another worker's thread, and so do
+ * its rings; new connections reach the others. False with `error`: it is the last, or not there. Blocks for
+ * milliseconds. */
+bool stoq_worker_remove(struct stoq_datapath *dp, uint32_t worker, struct stoq_error *error);
+/* Has it a thread of its own? */
+bool stoq_worker_running(const struct stoq_datapath *dp, uint32_t worker);
 /* Readable when any worker has events. One eventfd a datapath. */
 int stoq_event_fd(const struct stoq_datapath *dp);
 /* Clear the eventfd; call before draining the rings. */
@@ -229,6 +321,63 @@ void stoq_pool_statistics(const struct stoq_datapath *dp, uint32_t worker, struc
 /* Histogram of datagrams per train, log2 buckets 1, 2, 3-4, 5-8, … 33-64: 7 counts. */
 void stoq_train_histogram(const struct stoq_datapath *dp, uint32_t worker, uint64_t sent[7],
                           uint64_t received[7]);
+
+/* Of the worker's AF_XDP queue; false: its backend has none. */
+bool stoq_queue_statistics(const struct stoq_datapath *dp, uint32_t worker, struct stoq_queue_stats *out);
+
+/* ---- the XDP guard (csrc/guard/guard.h); false or 0 where there is none ---- */
+
+bool stoq_guard(const struct stoq_datapath *dp, struct stoq_guard_report *out);
+/* Frames and bytes by enum stoq_verdict. */
+uint32_t stoq_verdict_count(void);
+bool stoq_guard_counts(const struct stoq_datapath *dp, uint64_t *packets, uint64_t *bytes, uint32_t n);
+bool stoq_guard_get_policy(const struct stoq_datapath *dp, struct stoq_guard_policy *out);
+bool stoq_guard_set_policy(struct stoq_datapath *dp, const struct stoq_guard_policy *policy,
+                           struct stoq_error *error);
+/* One of the host's addresses, at which STOQ is served by the guarded interface, comes or goes. */
+bool stoq_guard_address(struct stoq_datapath *dp, const uint8_t ip[16], bool present,
+                        struct stoq_error *error);
+bool stoq_guard_block(struct stoq_datapath *dp, const struct stoq_block *block, struct stoq_error *error);
+bool stoq_guard_unblock(struct stoq_datapath *dp, const uint8_t ip[16], uint32_t bits);
+uint32_t stoq_guard_blocks(struct stoq_datapath *dp, struct stoq_block *out, uint32_t max);
+/* Copy frames: every `sample`-th (0: none) of the verdicts whose bits are set, up to `snap` bytes of each. */
+bool stoq_guard_mirror(struct stoq_datapath *dp, uint64_t verdicts, uint32_t sample, uint32_t snap,
+                       struct stoq_error *error);
+int stoq_guard_mirror_fd(const struct stoq_datapath *dp);
+/* Copies lost because nobody read, since the guard was opened. */
+uint64_t stoq_guard_mirror_dropped(const struct stoq_datapath *dp);
+/* The next copied frame, up to `cap` bytes; false: none waits. */
+bool stoq_guard_mirror_read(struct stoq_datapath *dp, struct stoq_mirrored *head, uint8_t *bytes,
+                            uint32_t cap);
+
+/* ---- what this machine can do, for `stoq doctor`: asked without leaving anything behind ---- */
+
+#define STOQ_ANSWER_UNKNOWN 0
+#define STOQ_ANSWER_NO      1
+#define STOQ_ANSWER_YES     2
+
+struct stoq_uring_probe {
+    int32_t setup_error; /* Negative errno; 0: there is io_uring. csrc/io/probe.h explains the others. */
+    bool single_issuer, defer_taskrun, restrictions, buffer_rings, recvmsg_multishot, sendmsg_zero_copy, napi;
+};
+void stoq_probe_io_uring(struct stoq_uring_probe *out);
+
+/* Answers as above; csrc/guard/probe.h explains them. */
+struct stoq_interface_probe {
+    char driver[32];
+    uint8_t bpf, native, generic, redirect, ndo_xmit, zero_copy, multi_buffer;
+    uint8_t rx_timestamp, rx_hash, tx_metadata, tx_checksum, tx_timestamp, tx_launch_time;
+    uint8_t program_generic; /* The attached program runs in the network stack, not in the driver. */
+    uint32_t program_id;     /* 0: none is attached. */
+    uint32_t zero_copy_segments;
+    char program[16];
+    char notes[512];
+};
+/* False with `error`: there is no such interface. */
+bool stoq_probe_interface(uint32_t ifindex, struct stoq_interface_probe *out, struct stoq_error *error);
+
+/* Is this crypto provider built in, and can this processor run it? */
+bool stoq_crypto_available(const char *name);
 
 /* ---- simulation: two workers, no threads, joined by the wire backend on a virtual clock ---- */
 

@@ -191,9 +191,38 @@ static bool take_chunk(struct worker *w, struct taken *t) {
     return true;
 }
 
+/* What the control plane read in the kernel's tables, for a backend that goes past the kernel. */
+static bool learn(struct worker *w, const struct stoq_command *c) {
+    struct stoq_way way;
+    _Static_assert(sizeof *c - offsetof(struct stoq_command, conn) == sizeof way, "a way fills a command");
+    memcpy(&way, &c->conn, sizeof way);
+    bool gone = c->flags & STOQ_WAY_GONE;
+    if (c->type == STOQ_COMMAND_NEIGHBOUR) {
+        struct io_neighbour n = {.gone = gone};
+        memcpy(n.ip, way.ip, sizeof n.ip);
+        memcpy(n.link, way.gateway, sizeof n.link);
+        if (w->io->ops->learn_neighbour)
+            w->io->ops->learn_neighbour(w->io, &n);
+        return w->io->ops->learn_neighbour != NULL;
+    }
+    struct io_route r = {.bits = c->level,
+                         .ours = c->flags & STOQ_WAY_OURS,
+                         .gone = gone,
+                         .mtu = (uint16_t)(c->chunk_offset <= UINT16_MAX ? c->chunk_offset : 0)};
+    memcpy(r.prefix, way.ip, sizeof r.prefix);
+    memcpy(r.gateway, way.gateway, sizeof r.gateway);
+    memcpy(r.source, way.source, sizeof r.source);
+    if (c->level > 128 || !w->io->ops->learn_route)
+        return false;
+    w->io->ops->learn_route(w->io, &r);
+    return true;
+}
+
 /* Carry one command out. False: stale or refused. */
 static bool carry_out(struct worker *w, struct taken *t) {
     uint8_t type = t->c.type;
+    if (type == STOQ_COMMAND_ROUTE || type == STOQ_COMMAND_NEIGHBOUR)
+        return t->c.chunk == STOQ_NO_CHUNK && learn(w, &t->c);
     struct quic_conn *conn = quic_conn_by_handle(w->ep, t->c.conn);
     struct worker_conn *wc = conn ? worker_conn_of(w, conn) : NULL;
     if (type == STOQ_COMMAND_CHUNK_RELEASE)

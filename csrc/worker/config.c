@@ -104,6 +104,8 @@ bool stoq_config_complete(const struct stoq_config *config, uint64_t seed, struc
     struct stoq_config *c = out;
     if (c->workers == 0)
         c->workers = 1;
+    if (c->max_workers < c->workers)
+        c->max_workers = c->workers;
     if (c->max_datagram != 0 &&
         (c->max_datagram < QUIC_MIN_INITIAL_BYTES || c->max_datagram > QUIC_MAX_DATAGRAM_BYTES)) {
         stoq_fail(error, -EINVAL, "max_datagram is %u: it must be between %u (RFC 9000 section 14.1) and %u",
@@ -121,6 +123,7 @@ bool stoq_config_complete(const struct stoq_config *config, uint64_t seed, struc
         return false;
     }
     return at_most("workers", c->workers, STOQ_MAX_WORKERS, error) &&
+           at_most("max_workers", c->max_workers, STOQ_MAX_WORKERS, error) &&
            at_most("max_connections", c->max_connections, MAX_CONNECTIONS, error) &&
            at_most("initial_window_packets", c->initial_window_packets, MAX_PACKETS_WINDOW, error) &&
            at_most("max_streams_bidi", c->max_streams_bidi, MAX_STREAMS, error) &&

@@ -38,7 +38,10 @@ static void *thread_main(void *arg) {
     snprintf(name, sizeof name, "stoq-w%u", t->worker->index);
     (void)pthread_setname_np(pthread_self(), name);
     /* Pinned before the backend and the endpoint are made: their memory lands on this core's NUMA node. */
-    t->opened = pin(t) && worker_open_io(t->worker, &t->bind, &t->error);
+    t->opened = pin(t) &&
+                (t->reopen ? worker_reopen_io(t->worker, &t->error)
+                           : worker_open_io(t->worker, &t->bind, &t->error)) &&
+                worker_confine(t->worker, &t->error);
     sem_post(&t->done);
     while (sem_wait(&t->go) != 0)
         ; /* EINTR cannot happen, all signals are blocked; a debugger may still interrupt. */
@@ -48,7 +51,7 @@ static void *thread_main(void *arg) {
 }
 
 /* Start a worker's thread and wait until its backend is open. Signals stay with the other threads. */
-static bool start(struct worker_thread *t, struct stoq_error *error) {
+bool datapath_start_thread(struct worker_thread *t, struct stoq_error *error) {
     sigset_t all, before;
     sem_init(&t->done, 0, 0);
     sem_init(&t->go, 0, 0);
@@ -68,21 +71,15 @@ static bool start(struct worker_thread *t, struct stoq_error *error) {
     return t->opened;
 }
 
-static void end_threads(struct stoq_datapath *dp, bool run) {
-    for (uint32_t i = 0; i < dp->count; i++) {
-        struct worker_thread *t = &dp->threads[i];
-        if (!t->started)
-            continue;
-        t->run = run;
-        sem_post(&t->go);
-    }
+void datapath_release_thread(struct worker_thread *t, bool run) {
+    if (!t->started)
+        return;
+    t->run = run;
+    sem_post(&t->go);
     if (run)
         return;
-    for (uint32_t i = 0; i < dp->count; i++) {
-        if (dp->threads[i].started)
-            pthread_join(dp->threads[i].thread, NULL);
-        dp->threads[i].started = false;
-    }
+    pthread_join(t->thread, NULL);
+    t->started = false;
 }
 
 static void free_all(struct stoq_datapath *dp) {
@@ -91,6 +88,8 @@ static void free_all(struct stoq_datapath *dp) {
             control_detach(&dp->controls[i]);
     for (uint32_t i = 0; i < dp->count; i++)
         worker_destroy(dp->workers[i]);
+    datapath_guard_close(dp);
+    crypto_wipe(&dp->config, sizeof dp->config);
     if (dp->event_fd >= 0)
         close(dp->event_fd);
     free(dp);
@@ -114,26 +113,40 @@ static struct stoq_datapath *allocate(uint32_t count, const char *crypto, struct
     return dp;
 }
 
-/* Make the workers and their ends of the rings. */
-static bool create(struct stoq_datapath *dp, const struct stoq_config *c, const struct io_ops *ops,
-                   struct stoq_error *error) {
-    for (uint32_t i = 0; i < dp->count; i++) {
-        struct worker_config wc = {
-            .config = c, .index = i, .count = dp->count, .ops = ops, .event_fd = dp->event_fd};
-        dp->workers[i] = worker_create(&wc, error);
-        if (!dp->workers[i])
+/* Make a worker, its end of the rings, and the rings between it and those before it. */
+bool datapath_make_worker(struct stoq_datapath *dp, uint32_t index, struct stoq_error *error) {
+    struct worker_config wc = {.config = &dp->config,
+                               .index = index,
+                               .count = index + 1,
+                               .ops = dp->ops,
+                               .guard = dp->guard,
+                               .steer = dp->steer,
+                               .driver_checksum = dp->driver_checksum,
+                               .guard_native = dp->guard_report.mode == GUARD_MODE_NATIVE,
+                               .event_fd = dp->event_fd};
+    struct worker *w = worker_create(&wc, error);
+    dp->workers[index] = w;
+    if (!w)
+        return false;
+    if (!control_attach(&dp->controls[index], w->shared)) {
+        stoq_fail(error, -errno, "no memory for the send pool's lists: %s", strerror(errno));
+        return false;
+    }
+    for (uint32_t k = 0; k < index; k++) {
+        if (!worker_link(dp->workers[k], w)) {
+            stoq_fail(error, -errno, "no memory for the rings between workers: %s", strerror(errno));
             return false;
-        if (!control_attach(&dp->controls[i], dp->workers[i]->shared)) {
-            stoq_fail(error, -errno, "no memory for the send pool's lists: %s", strerror(errno));
-            return false;
-        }
-        for (uint32_t k = 0; k < i; k++) {
-            if (!worker_link(dp->workers[k], dp->workers[i])) {
-                stoq_fail(error, -errno, "no memory for the rings between workers: %s", strerror(errno));
-                return false;
-            }
         }
     }
+    return true;
+}
+
+static bool create(struct stoq_datapath *dp, struct stoq_error *error) {
+    for (uint32_t i = 0; i < dp->count; i++)
+        if (!datapath_make_worker(dp, i, error))
+            return false;
+    for (uint32_t i = 0; i < dp->count; i++)
+        worker_set_count(dp->workers[i], dp->count);
     return true;
 }
 
@@ -148,14 +161,20 @@ struct stoq_datapath *stoq_open(const struct stoq_config *config, struct stoq_er
     const struct io_ops *ops = io_backend_by_name(backend);
     if (!ops || ops == &io_wire_ops) {
         stoq_fail(error, -ENOENT,
-                  "there is no backend \"%s\" for real packets; \"io_uring\" and \"socket\" exist", backend);
+                  "there is no backend \"%s\" for real packets; \"io_uring\", \"afxdp\" and \"socket\" exist",
+                  backend);
         return NULL;
     }
     c.backend = ops->name;
     struct stoq_datapath *dp = allocate(c.workers, c.crypto, error);
     if (!dp)
         return NULL;
-    bool ok = create(dp, &c, ops, error);
+    dp->config = c;
+    crypto_wipe(c.token_key, sizeof c.token_key);
+    crypto_wipe(c.reset_key, sizeof c.reset_key);
+    dp->ops = ops;
+    bool ok =
+        datapath_guard_open(dp, &dp->config, c.guard || ops == &io_afxdp_ops, error) && create(dp, error);
     for (uint32_t i = 0; ok && i < dp->count; i++) {
         struct worker_thread *t = &dp->threads[i];
         t->worker = dp->workers[i];
@@ -164,11 +183,11 @@ struct stoq_datapath *stoq_open(const struct stoq_config *config, struct stoq_er
         if (i > 0 &&
             c.server) /* One port for all: the one worker 0 got. A client's workers have a port each. */
             t->bind.port = dp->workers[0]->local.port;
-        ok = start(t, error);
+        ok = datapath_start_thread(t, error) &&
+             (i > 0 || datapath_guard_port(dp, dp->workers[0]->local.port, error));
     }
-    end_threads(dp, ok);
-    crypto_wipe(c.token_key, sizeof c.token_key);
-    crypto_wipe(c.reset_key, sizeof c.reset_key);
+    for (uint32_t i = 0; i < dp->count; i++)
+        datapath_release_thread(&dp->threads[i], ok);
     if (ok)
         return dp;
     free_all(dp);
@@ -182,7 +201,8 @@ void stoq_stop(struct stoq_datapath *dp) {
     for (uint32_t i = 0; i < dp->count; i++)
         worker_request_stop(dp->workers[i]);
     for (uint32_t i = 0; i < dp->count; i++) {
-        pthread_join(dp->threads[i].thread, NULL);
+        if (dp->threads[i].started)
+            pthread_join(dp->threads[i].thread, NULL);
         dp->threads[i].started = false;
     }
 }

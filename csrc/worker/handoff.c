@@ -50,7 +50,18 @@ bool handoff_push(struct handoff *h, const struct quic_rx *rx) {
     struct handoff_slot *slot = ring_reserve(&h->producer);
     if (!slot)
         return false;
-    memcpy(h->bytes + at % HANDOFF_BYTES, rx->data, rx->len);
+    uint8_t *to = h->bytes + at % HANDOFF_BYTES;
+    if (rx->stride == 0 || rx->len <= rx->segment) {
+        memcpy(to, rx->data, rx->len);
+    } else { /* The copy closes the gaps. */
+        const uint8_t *from = rx->data;
+        for (uint32_t left = rx->len; left > 0; from += rx->stride) {
+            uint32_t n = left < rx->segment ? left : rx->segment;
+            memcpy(to, from, n);
+            to += n;
+            left -= n;
+        }
+    }
     *slot = (struct handoff_slot){.peer = rx->peer,
                                   .local = rx->local,
                                   .at = at,

@@ -45,6 +45,14 @@ static void host_timer_set(void *ctx, struct quic_timer *timer, uint64_t deadlin
     wheel_set(&w->wheel, timer, deadline_ns);
 }
 
+static void host_cid_in_use(void *ctx, uint64_t id, bool in_use) {
+    struct worker *w = ctx;
+    if (in_use)
+        guard_cid_add(w->cid_region, guard_cid_buckets(w->guard), id);
+    else
+        guard_cid_remove(w->cid_region, guard_cid_buckets(w->guard), id);
+}
+
 struct quic_host worker_host(struct worker *w) {
     return (struct quic_host){.ctx = w,
                               .alloc = host_alloc,
@@ -53,7 +61,8 @@ struct quic_host worker_host(struct worker *w) {
                               .chunk_ref = host_chunk_ref,
                               .chunk_unref = host_chunk_unref,
                               .timer_set = host_timer_set,
-                              .random = worker_random};
+                              .random = worker_random,
+                              .cid_in_use = w->cid_region ? host_cid_in_use : NULL};
 }
 
 /* The kernel's generator through a buffer: one getrandom for some 200 connection ids. */

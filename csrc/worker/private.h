@@ -4,9 +4,13 @@
 #define STOQ_WORKER_PRIVATE_H
 
 #include <errno.h>
+#include <semaphore.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
+#include "../guard/guard.h"
+#include "../guard/steer.h"
 #include "../io/prng.h"
 #include "arena.h"
 #include "chunks.h"
@@ -49,7 +53,7 @@ struct worker_conn {
 struct worker {
     /* Every turn. */
     struct io *io;
-    const struct io_ops *ops;
+    const struct io_ops *backend; /* What was asked for; io->ops is what was got. */
     struct quic_endpoint *ep;
     uint64_t now; /* Time of the present turn. */
     struct shared *shared;
@@ -72,6 +76,14 @@ struct worker {
     struct handoff *in[STOQ_MAX_WORKERS], *out[STOQ_MAX_WORKERS];
     struct worker *peers[STOQ_MAX_WORKERS];
 
+    /* guests.h */
+    struct worker *host;   /* Whose thread runs us and whose backend we send through; NULL: our own. */
+    struct worker *guests; /* Run by our thread. */
+    struct worker *guest_next;
+    struct worker *_Atomic move_to;  /* By the control plane: where to go; NULL: stay. */
+    struct worker *_Atomic arriving; /* By the control plane: workers for our thread. */
+    sem_t released;                  /* Posted when our host has let go of us. */
+
     struct worker_conn *conns;
     struct wheel perf_wheel;
     struct perf *perf_done;           /* Finished, PERF_DONE not told yet. */
@@ -89,6 +101,10 @@ struct worker {
 
     struct stoq_config config;
     struct quic_addr bind, local;
+    struct guard *guard;
+    bool guard_native, driver_checksum;
+    struct steer *steer;
+    struct guard_cids *cid_region; /* Ours alone; NULL: nobody wants to know ids. */
     void *io_backend;
     bool (*rebind)(void *ctx, struct quic_addr *local);
     void *rebind_ctx;
@@ -96,6 +112,24 @@ struct worker {
     uint32_t retired_count;
     int fd; /* The memfd. */
 };
+
+/* Workers there are; grows while they run. Acquire, with worker_link's release: of the rings to the newest.
+ */
+static inline uint32_t worker_count(const struct worker *w) {
+    return __atomic_load_n(&w->count, __ATOMIC_ACQUIRE);
+}
+
+/* Does the same thread run both? For that thread, and for the control plane while it moves neither. */
+static inline bool worker_runs_with(const struct worker *a, const struct worker *b) {
+    return (a->host ? a->host : a) == (b->host ? b->host : b);
+}
+
+/* For the threads of real workers and what serves them; a turn gets its time as an argument. */
+static inline uint64_t worker_clock_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
 
 static inline void count(struct worker *w, enum stoq_counter counter, uint64_t n) {
     shared_write(&w->counters[counter], w->counters[counter] + n);
@@ -140,9 +174,14 @@ struct worker_conn *worker_conn_of(const struct worker *w, struct quic_conn *con
 void worker_tell_closed(struct worker *w, uint64_t handle, uint64_t value, uint8_t flags, uint64_t code,
                         uint64_t frame_type, const void *reason, uint32_t reason_len);
 
+/* thread.c: with everything open, give up what is not needed any more (privileges.h, sandbox.h); for this
+ * thread. */
+bool worker_confine(struct worker *w, struct stoq_error *error);
+
 /* worker.c */
 bool worker_rebind(struct worker *w);
 void worker_publish(struct worker *w);
+void worker_publish_local(struct worker *w);
 struct io *worker_open_backend(struct worker *w, const struct quic_addr *bind, struct io_text *why);
 
 /* perf.c, perf_client.c: the `perf` application protocol. */

@@ -40,6 +40,7 @@
 #define SHARED_EVENT_SLOTS   4096u /* Likewise; what does not fit stays in the engine under flow control. */
 #define SHARED_IO_WORDS      (sizeof(struct stoq_io_stats) / sizeof(uint64_t))
 #define SHARED_POOL_WORDS    (sizeof(struct stoq_pool_stats) / sizeof(uint64_t))
+#define SHARED_QUEUE_WORDS   (sizeof(struct stoq_queue_stats) / sizeof(uint64_t))
 #define SHARED_TRAIN_BUCKETS 7u    /* 1, 2, 3-4, 5-8, 9-16, 17-32, 33-64 datagrams. */
 #define SHARED_TEXT_BYTES    1024u /* The backend's description, and the memory's. */
 #define RETURN_SLOT_CHUNKS   15u   /* What fits one slot beside the count. */
@@ -73,7 +74,8 @@ struct shared {
     uint64_t io[SHARED_IO_WORDS];
     uint64_t pools[SHARED_POOL_WORDS]; /* The fields of struct stoq_pool_stats that are the worker's. */
     uint64_t trains_sent[SHARED_TRAIN_BUCKETS], trains_received[SHARED_TRAIN_BUCKETS];
-    uint64_t local[3]; /* struct stoq_address */
+    uint64_t local[3];                  /* struct stoq_address */
+    uint64_t queue[SHARED_QUEUE_WORDS]; /* All zero: the backend has no queue of its own. */
 };
 
 _Static_assert(sizeof(struct chunk_return) == RING_SLOT_BYTES, "a return is one slot");

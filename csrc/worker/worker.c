@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "../io/afxdp.h"
+
 #define PUBLISH_NS UINT64_C(1000000) /* Statistics once a millisecond: fresher than anybody reads them. */
 /* A stopping worker sends its CONNECTION_CLOSEs within this time or not at all. */
 #define STOP_NS UINT64_C(100000000)
@@ -12,6 +14,11 @@
 _Static_assert(sizeof(struct stoq_io_stats) == sizeof(struct io_stats), "copied as they are");
 _Static_assert(offsetof(struct stoq_io_stats, syscalls) == offsetof(struct io_stats, syscalls),
                "same fields");
+_Static_assert(sizeof(struct stoq_queue_stats) == sizeof(struct io_queue_stats), "copied as they are");
+_Static_assert(offsetof(struct stoq_queue_stats, neighbours) == offsetof(struct io_queue_stats, neighbours),
+               "same fields");
+_Static_assert(STOQ_XSK_COPY == AFXDP_MODE_COPY && STOQ_XSK_ZERO_COPY == AFXDP_MODE_ZERO_COPY,
+               "same numbers");
 
 struct worker *worker_create(const struct worker_config *config, struct stoq_error *error) {
     const struct stoq_config *c = config->config;
@@ -23,10 +30,16 @@ struct worker *worker_create(const struct worker_config *config, struct stoq_err
     memset(w, 0, sizeof *w);
     w->fd = -1;
     w->config = *c;
-    w->ops = config->ops;
+    w->backend = config->ops;
     w->io_backend = config->io_backend;
+    w->guard = config->guard;
+    w->guard_native = config->guard_native;
+    w->driver_checksum = config->driver_checksum;
+    w->steer = config->steer;
+    w->cid_region = w->guard ? guard_cid_region(w->guard, w->index) : NULL;
     w->index = config->index;
     w->count = config->count;
+    sem_init(&w->released, 0, 0);
     w->event_fd = config->event_fd;
     w->driven = config->driven;
     w->rebind = config->rebind;
@@ -67,19 +80,32 @@ struct worker *worker_create(const struct worker_config *config, struct stoq_err
 
 struct io *worker_open_backend(struct worker *w, const struct quic_addr *bind, struct io_text *why) {
     const struct stoq_config *c = &w->config;
+    struct afxdp_config xsk = {.ifindex = c->ifindex,
+                               .queue = c->first_queue + w->index,
+                               .mode = (enum afxdp_mode)c->xsk_mode,
+                               .xsks_fd = -1,
+                               .busy_budget = c->busy_budget};
+    if (w->guard) {
+        xsk.native = w->guard_native;
+        xsk.driver_checksum = w->driver_checksum;
+        xsk.xsks_fd = guard_xsks_fd(w->guard);
+    }
     struct io_config io = {.bind = *bind,
                            .ifindex = c->ifindex,
                            .rx_buffers = c->io_buffers,
                            .tx_buffers = c->io_buffers,
                            .socket_bytes = c->socket_bytes,
-                           .reuse_port = w->count > 1 && (c->server || bind->port != 0),
+                           .reuse_port = c->max_workers > 1 && (c->server || bind->port != 0),
+                           .worker = w->index,
+                           .steer_program = w->steer ? steer_program_fd(w->steer) : 0,
+                           .steer_sockets = w->steer ? steer_sockets_fd(w->steer) : 0,
                            .no_gso = c->no_gso,
                            .no_gro = c->no_gro,
-                           .backend = w->io_backend};
-    return w->ops->open(&io, why);
+                           .backend = w->backend == &io_afxdp_ops ? &xsk : w->io_backend};
+    return w->backend->open(&io, why);
 }
 
-static void publish_local(struct worker *w) {
+void worker_publish_local(struct worker *w) {
     uint64_t words[3];
     memcpy(words, &w->local, sizeof words);
     for (int i = 0; i < 3; i++)
@@ -91,12 +117,13 @@ bool worker_open_io(struct worker *w, const struct quic_addr *bind, struct stoq_
     struct io_text text = {{0}};
     w->io = worker_open_backend(w, bind, &text);
     if (!w->io) {
-        stoq_fail(error, -EIO, "worker %u: backend %s did not open: %s", w->index, w->ops->name, text.text);
+        stoq_fail(error, -EIO, "worker %u: backend %s did not open: %s", w->index, w->backend->name,
+                  text.text);
         return false;
     }
     w->bind = *bind;
-    w->ops->local(w->io, &w->local);
-    publish_local(w);
+    w->io->ops->local(w->io, &w->local);
+    worker_publish_local(w);
 
     struct quic_config q = {
         .crypto = crypto_provider_by_name(c->crypto),
@@ -138,7 +165,7 @@ bool worker_open_io(struct worker *w, const struct quic_addr *bind, struct stoq_
     if (!w->ep)
         return false;
 
-    w->ops->describe(w->io, &text);
+    w->io->ops->describe(w->io, &text);
     snprintf(w->shared->text, sizeof w->shared->text, "%s; metadata: %llu MiB in %s", text.text,
              (unsigned long long)(w->arena.bytes >> 20),
              w->arena.huge ? "huge pages" : "pages with THP advice");
@@ -152,9 +179,9 @@ void worker_destroy(struct worker *w) {
     if (w->ep)
         quic_endpoint_destroy(w->ep);
     for (uint32_t i = 0; i < w->retired_count; i++)
-        w->ops->close(w->retired[i]);
-    if (w->io)
-        w->ops->close(w->io);
+        w->retired[i]->ops->close(w->retired[i]);
+    if (w->io && !w->host)
+        w->io->ops->close(w->io);
     for (uint32_t i = 0; i < STOQ_MAX_WORKERS; i++)
         handoff_destroy(w->in[i]); /* Each is some other worker's `out`. */
     arena_destroy(&w->arena);
@@ -185,12 +212,43 @@ void worker_local(const struct worker *w, struct quic_addr *out) {
     *out = w->local;
 }
 
+void worker_unlink(struct worker *a, uint32_t b) {
+    handoff_destroy(a->in[b]);
+    a->in[b] = a->out[b] = NULL;
+    a->peers[b] = NULL;
+}
+
+void worker_set_count(struct worker *w, uint32_t n) {
+    /* Release, with worker_count's acquire: whoever sees the number sees the rings. */
+    __atomic_store_n(&w->count, n, __ATOMIC_RELEASE);
+}
+
 struct quic_endpoint *worker_endpoint(struct worker *w) {
     return w->ep;
 }
 
 bool worker_stopped(const struct worker *w) {
     return w->stopped;
+}
+
+bool worker_reopen_io(struct worker *w, struct stoq_error *error) {
+    struct io_text why = {{0}};
+    struct quic_addr bind = w->bind;
+    bind.port = w->server ? w->local.port : 0;
+    struct io *io = worker_open_backend(w, &bind, &why);
+    if (!io) {
+        stoq_fail(error, -EIO, "worker %u: backend %s did not open: %s", w->index, w->backend->name,
+                  why.text);
+        return false;
+    }
+    /* Release, with worker_kick's acquire: a kicker that sees the new backend sees it complete. */
+    __atomic_store_n(&w->io, io, __ATOMIC_RELEASE);
+    io->ops->local(io, &w->local);
+    worker_publish_local(w);
+    for (struct worker_conn *wc = w->conns; wc; wc = wc->next)
+        if (!quic_conn_is_server(wc->conn))
+            quic_conn_rebind(wc->conn, w->now, &w->local);
+    return true;
 }
 
 /* The worker's socket moves to another port, and with it all of its connections as clients. */
@@ -203,19 +261,20 @@ bool worker_rebind(struct worker *w) {
         struct io_text why = {{0}};
         struct quic_addr bind = w->bind;
         bind.port = 0;
-        if (w->retired_count == RETIRED_IO)
+        /* A queue has one AF_XDP socket, and the guard knows one port. */
+        if (w->retired_count == RETIRED_IO || w->backend == &io_afxdp_ops || w->host || w->guests)
             return false;
         struct io *io = worker_open_backend(w, &bind, &why);
         if (!io)
             return false;
-        w->ops->flush(w->io);
+        w->io->ops->flush(w->io);
         w->retired[w->retired_count++] = w->io;
         /* Release, with worker_kick's acquire: a kicker that sees the new backend sees it complete. */
         __atomic_store_n(&w->io, io, __ATOMIC_RELEASE);
-        w->ops->local(io, &local);
+        io->ops->local(io, &local);
     }
     w->local = local;
-    publish_local(w);
+    worker_publish_local(w);
     for (struct worker_conn *wc = w->conns; wc; wc = wc->next)
         if (!quic_conn_is_server(wc->conn))
             quic_conn_rebind(wc->conn, w->now, &local);
@@ -236,18 +295,31 @@ void worker_kick(struct worker *w) {
     atomic_thread_fence(memory_order_seq_cst);
     /* Relaxed first look: the fence has ordered it. Acquire on the exchange: of the worker's latest `io`. */
     if (atomic_load_explicit(&s->sleeping, memory_order_relaxed) &&
-        atomic_exchange_explicit(&s->sleeping, 0, memory_order_acquire))
-        w->ops->wake(__atomic_load_n(&w->io, __ATOMIC_ACQUIRE));
+        atomic_exchange_explicit(&s->sleeping, 0, memory_order_acquire)) {
+        struct io *io = __atomic_load_n(&w->io, __ATOMIC_ACQUIRE);
+        io->ops->wake(io);
+    }
 }
 
 void worker_publish(struct worker *w) {
     struct shared *s = w->shared;
     struct io_stats stats;
     uint64_t words[SHARED_IO_WORDS];
-    w->ops->stats(w->io, &stats);
-    memcpy(words, &stats, sizeof words);
-    for (size_t i = 0; i < SHARED_IO_WORDS; i++)
-        shared_write(&s->io[i], words[i]);
+    if (!w->host) { /* A guest's is its host's, and counted there. */
+        w->io->ops->stats(w->io, &stats);
+        memcpy(words, &stats, sizeof words);
+        for (size_t i = 0; i < SHARED_IO_WORDS; i++)
+            shared_write(&s->io[i], words[i]);
+    }
+
+    if (!w->host && w->io->ops->queue) {
+        struct io_queue_stats queue;
+        uint64_t queue_words[SHARED_QUEUE_WORDS];
+        w->io->ops->queue(w->io, &queue);
+        memcpy(queue_words, &queue, sizeof queue_words);
+        for (size_t i = 0; i < SHARED_QUEUE_WORDS; i++)
+            shared_write(&s->queue[i], queue_words[i]);
+    }
 
     const struct chunk_pool *r = &w->receive.pool;
     struct stoq_pool_stats pools = {
@@ -275,49 +347,51 @@ static void count_train(uint64_t *buckets, uint32_t len, uint32_t segment) {
 
 /* Datagrams of one train for one other worker. */
 static void pass(struct worker *w, uint32_t to, const struct quic_rx *rx) {
-    if (!handoff_push(w->out[to], rx)) {
-        uint64_t n = (rx->len + rx->segment - 1) / rx->segment;
+    uint64_t n = (rx->len + rx->segment - 1) / rx->segment;
+    if (handoff_push(w->out[to], rx))
+        count(w, STOQ_COUNTER_DATAGRAMS_PASSED, n);
+    else
         shared_write(&w->shared->drops[STOQ_DROP_OTHER_WORKER], w->shared->drops[STOQ_DROP_OTHER_WORKER] + n);
-    }
+}
+
+static void deliver(struct worker *w, uint32_t to, const struct quic_rx *rx) {
+    if (to == w->index)
+        quic_endpoint_receive(w->ep, w->now, rx);
+    else
+        pass(w, to, rx);
 }
 
 /* Several workers: a train may hold datagrams of connections of different workers (they share addresses, not
  * ids). Cut it into runs by worker. */
 static void sort_out(struct worker *w, const struct quic_rx *rx) {
-    uint32_t start = 0;
-    int owner = -1;
-    for (uint32_t at = 0; at < rx->len; at += rx->segment) {
-        uint32_t len = rx->len - at < rx->segment ? rx->len - at : rx->segment;
-        int to = quic_datagram_worker(rx->data + at, len);
-        if (to < 0 || (uint32_t)to >= w->count || !w->out[to])
-            to = (int)w->index;
-        if (at > 0 && to != owner) {
-            struct quic_rx run = *rx;
-            run.data = rx->data + start;
-            run.len = at - start;
-            if (owner == (int)w->index)
-                quic_endpoint_receive(w->ep, w->now, &run);
-            else
-                pass(w, (uint32_t)owner, &run);
-            start = at;
+    uint32_t stride = rx->stride ? rx->stride : rx->segment;
+    uint32_t count = (rx->len + rx->segment - 1) / rx->segment;
+    struct quic_rx run = *rx;
+    uint32_t owner = w->index;
+    run.len = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        uint8_t *p = rx->data + (size_t)i * stride;
+        uint32_t len = i + 1 < count ? rx->segment : rx->len - i * rx->segment;
+        int of = quic_datagram_worker(p, len);
+        uint32_t to = of >= 0 && (uint32_t)of < worker_count(w) && w->out[of] ? (uint32_t)of : w->index;
+        if (run.len > 0 && to != owner) {
+            deliver(w, owner, &run);
+            run.data = p;
+            run.len = 0;
         }
         owner = to;
+        run.len += len;
     }
-    struct quic_rx run = *rx;
-    run.data = rx->data + start;
-    run.len = rx->len - start;
-    if (owner == (int)w->index)
-        quic_endpoint_receive(w->ep, w->now, &run);
-    else
-        pass(w, (uint32_t)owner, &run);
+    deliver(w, owner, &run);
 }
 
 static void receive(struct worker *w) {
     struct io_rx rx[TURN_RX];
-    int n = w->ops->rx(w->io, rx, TURN_RX);
+    int n = w->io->ops->rx(w->io, rx, TURN_RX);
     for (int i = 0; i < n; i++) {
         struct quic_rx train = {.data = rx[i].data,
                                 .len = rx[i].len,
+                                .stride = rx[i].stride,
                                 .segment = rx[i].segment,
                                 .ecn = rx[i].ecn,
                                 .peer = rx[i].peer,
@@ -325,13 +399,13 @@ static void receive(struct worker *w) {
         count_train(w->shared->trains_received, train.len, train.segment);
         if (train.len == 0 || train.segment == 0)
             continue;
-        if (w->count > 1)
+        if (worker_count(w) > 1)
             sort_out(w, &train);
         else
             quic_endpoint_receive(w->ep, w->now, &train);
     }
     if (n > 0) {
-        w->ops->rx_release(w->io, rx, n);
+        w->io->ops->rx_release(w->io, rx, n);
         w->worked += (uint32_t)n;
         if (n == TURN_RX)
             w->more = true;
@@ -339,7 +413,7 @@ static void receive(struct worker *w) {
 }
 
 static void receive_handed_over(struct worker *w) {
-    for (uint32_t i = 0; i < w->count; i++) {
+    for (uint32_t i = 0, n = worker_count(w); i < n; i++) {
         struct quic_rx rx;
         for (uint32_t n = 0; w->in[i] && handoff_peek(w->in[i], &rx); n++) {
             if (n == TURN_HANDOFF) {
@@ -354,7 +428,7 @@ static void receive_handed_over(struct worker *w) {
 }
 
 static void hand_over(struct worker *w) {
-    for (uint32_t i = 0; i < w->count; i++)
+    for (uint32_t i = 0, n = worker_count(w); i < n; i++)
         if (w->out[i] && handoff_publish(w->out[i]))
             worker_kick(w->peers[i]);
 }
@@ -369,14 +443,15 @@ static uint32_t transmit(struct worker *w) {
     uint32_t n = 0;
     w->tx_full = false;
     for (; n < TURN_TX; n++) {
-        struct io_tx *out = w->ops->tx_acquire(w->io);
+        struct io_tx *out = w->io->ops->tx_acquire(w->io);
         if (!out) {
             w->tx_full = true; /* The turn after a completion goes on; io->wait returns for one. */
             break;
         }
-        struct quic_tx tx = {.data = out->data, .cap = out->cap, .max_segments = out->max_segments};
+        struct quic_tx tx = {
+            .data = out->data, .cap = out->cap, .stride = out->stride, .max_segments = out->max_segments};
         if (!quic_endpoint_transmit(w->ep, w->now, &tx)) {
-            w->ops->tx_cancel(w->io, out);
+            w->io->ops->tx_cancel(w->io, out);
             break;
         }
         out->len = tx.len;
@@ -386,12 +461,12 @@ static uint32_t transmit(struct worker *w) {
         out->peer = tx.peer;
         out->local = tx.local;
         count_train(w->shared->trains_sent, tx.len, tx.segment);
-        w->ops->tx_commit(w->io, out);
+        w->io->ops->tx_commit(w->io, out);
     }
     w->worked += n;
     if (n == TURN_TX)
         w->more = true;
-    w->ops->flush(w->io);
+    w->io->ops->flush(w->io);
     return n;
 }
 
@@ -439,9 +514,10 @@ uint64_t worker_turn(struct worker *w, uint64_t now) {
     if (!w->stopping && atomic_load_explicit(&w->shared->stop_requested, memory_order_relaxed))
         worker_begin_stop(w);
     if (!w->stopping) {
-        if (w->count > 1)
+        if (worker_count(w) > 1)
             receive_handed_over(w);
-        receive(w);
+        if (!w->host)
+            receive(w);
     }
     w->worked += (uint32_t)wheel_expire(&w->wheel, now, fire, w);
     w->worked += (uint32_t)wheel_expire(&w->perf_wheel, now, perf_timer, w);
@@ -449,7 +525,7 @@ uint64_t worker_turn(struct worker *w, uint64_t now) {
     if (w->worked > 0 && w->perf_sending)
         perf_top_up(w); /* In an idle turn nothing was sent or acknowledged since the last. */
     uint32_t sent = transmit(w);
-    if (w->count > 1)
+    if (worker_count(w) > 1)
         hand_over(w);
     worker_flush_returns(w);
     if (w->stopping)

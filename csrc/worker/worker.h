@@ -31,6 +31,8 @@
 #include "../quic/quic.h"
 #include "../stoq.h"
 
+struct guard;
+struct steer;
 struct worker;
 
 /* How to build one worker. `config` is copied where it is kept; keys in it must not be all zero any more. */
@@ -40,6 +42,10 @@ struct worker_config {
     uint32_t count;           /* Workers of the datapath. */
     const struct io_ops *ops; /* Backend. */
     void *io_backend;         /* io_config.backend, e.g. struct wire_net *. */
+    struct guard *guard;      /* Of the interface, shared by all workers; NULL: none. Not owned. */
+    bool guard_native;        /* It runs in the driver. */
+    bool driver_checksum;     /* afxdp.h */
+    struct steer *steer;      /* Of the sockets on one port; NULL: none. Not owned. */
     int event_fd;             /* Written when the control plane may be asleep; -1: never. Not owned. */
     uint64_t
         random_seed; /* Non-zero: all randomness comes from this seed (simulation only). 0: the kernel's. */
@@ -56,6 +62,10 @@ struct worker *worker_create(const struct worker_config *config, struct stoq_err
 /* Open the backend bound to `bind` (its port may be 0) and create the endpoint. False with `error` on
  * failure. */
 bool worker_open_io(struct worker *w, const struct quic_addr *bind, struct stoq_error *error);
+
+/* Open the backend again in another thread, for a worker that was a guest (guests.h): a server's on the port
+ * it has. */
+bool worker_reopen_io(struct worker *w, struct stoq_error *error);
 
 /* One turn at time `now` (ns, monotonic, never going back). Returns the time at which the next turn is due if
  * nothing arrives before (QUIC_NEVER: nothing is due), or 0 when there is more to do at once. A time returned
@@ -75,8 +85,13 @@ void worker_run(struct worker *w);
 /* Make a worker that may be asleep look at its rings. Any thread. */
 void worker_kick(struct worker *w);
 
-/* Let `from` and `to` pass datagrams both ways (several workers on one port). Before the first turn. */
+/* Let a and b pass datagrams both ways (several workers on one port). b may not have turned yet; a may be
+ * running. */
 bool worker_link(struct worker *a, struct worker *b);
+/* Undo it in `a`, which never saw number `b`; before b is destroyed, which frees the rings to it. */
+void worker_unlink(struct worker *a, uint32_t b);
+/* After the links: there are `n` workers now. */
+void worker_set_count(struct worker *w, uint32_t n);
 
 /* Bound local address. After worker_open_io. */
 void worker_local(const struct worker *w, struct quic_addr *out);
