@@ -4,10 +4,11 @@ Two ways to the same module:
 
 - ``make`` builds ``build/libstoq.a`` once, for the C tests, the fuzzers and this extension, and names it in
   the environment variable ``STOQ_LIBRARY``;
-- ``pip install .`` has no Makefile: the C files are then compiled here, with the same flags.
+- ``pip install .`` has no Makefile: the C files are then compiled here, with the same flags, and so is the
+  XDP program, whose skeleton the loader (``csrc/guard``) includes.
 
-Debian packages needed: gcc pkg-config python3-dev liburing-dev libssl-dev, and libipsec-mb-dev where there is
-one (amd64).
+Debian packages needed: gcc pkg-config python3-dev liburing-dev libssl-dev libbpf-dev clang-16 bpftool, and
+libipsec-mb-dev where there is one (amd64).
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
-FOLDERS = ("crypto", "quic", "io", "worker", "sim")
+FOLDERS = ("crypto", "quic", "io", "worker", "guard", "sim")
 IPSEC_MB_HEADERS = ("/usr/include/intel-ipsec-mb.h", "/usr/local/include/intel-ipsec-mb.h")
 
 # Debug symbols and frame pointers cost under 1 % and make `perf` and crash reports readable.
@@ -32,6 +36,32 @@ FLAGS = ["-std=gnu11", "-O3", "-g", "-fno-omit-frame-pointer"]
 def has_ipsec_mb() -> bool:
     """Is Intel IPsec-MB's header there? (libipsec-mb-dev ships no pkg-config file.)"""
     return platform.machine() == "x86_64" and any(Path(path).exists() for path in IPSEC_MB_HEADERS)
+
+
+def tool(*names: str) -> str:
+    """Path of the first of these commands that is there; Debian keeps bpftool where users do not look."""
+    path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/local/sbin"
+    for name in names:
+        found = shutil.which(name, path=path)
+        if found is not None:
+            return found
+    sys.exit(f"{' or '.join(names)} is missing: install the Debian packages clang-16 and bpftool")
+
+
+def build_skeletons() -> None:
+    """Compile the BPF programs into ``build/bpf/*.skel.h``, as the Makefile does (which says why so)."""
+    folder = ROOT / "build" / "bpf"
+    folder.mkdir(parents=True, exist_ok=True)
+    headers = f"/usr/include/{sysconfig.get_config_var('MULTIARCH') or ''}"
+    flags = ["--target=bpf", "-mcpu=v3", "-std=gnu11", "-O2", "-g", f"-I{CSRC}", "-isystem", headers]
+    for source in sorted((CSRC / "bpf").glob("*.bpf.c")):
+        name = source.name.removesuffix(".bpf.c")
+        program = folder / f"{name}.bpf.o"
+        subprocess.run([tool("clang-16", "clang"), *flags, "-c", str(source), "-o", str(program)], check=True)
+        skeleton = subprocess.run(
+            [tool("bpftool"), "gen", "skeleton", str(program)], check=True, stdout=subprocess.PIPE
+        ).stdout
+        (folder / f"{name}.skel.h").write_bytes(skeleton)
 
 
 def sources() -> list[str]:
@@ -61,7 +91,7 @@ def make_builder() -> FFI:
         sys.exit(f"{CSRC / 'stoq.h'} is missing: build from a complete source tree")
     builder = FFI()
     builder.cdef(declarations((CSRC / "stoq.h").read_text(encoding="utf-8")))
-    libraries = ["uring", "crypto"]
+    libraries = ["uring", "bpf", "crypto"]
     macros: list[tuple[str, str | None]] = [("_GNU_SOURCE", "")]
     if has_ipsec_mb():
         libraries.append("IPSec_MB")
@@ -79,11 +109,12 @@ def make_builder() -> FFI:
             extra_link_args=["-pthread"],
         )
     else:
+        build_skeletons()
         builder.set_source(
             "dataplane._stoq",
             '#include "stoq.h"',
             sources=sources(),
-            include_dirs=["csrc"],
+            include_dirs=["csrc", "build"],
             define_macros=macros,
             libraries=libraries,
             extra_compile_args=FLAGS,

@@ -17,6 +17,7 @@ CLASSES = {
     "STOQ_TRANSPORT_ERRORS": "TransportError",
     "STOQ_DROP_REASONS": "DropReason",
     "STOQ_COUNTERS": "Counter",
+    "STOQ_VERDICTS": "Verdict",
     "STOQ_COMMANDS": "Command",
     "STOQ_EVENTS": "Event",
     "STOQ_CONGESTION_CONTROLLERS": "CongestionController",

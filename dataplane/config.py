@@ -8,9 +8,11 @@ from typing import Any
 from dataplane import _stoq
 from dataplane.address import Address, check_bind
 from dataplane.errors import ConfigError
+from dataplane.guard import MODES
 from dataplane.tables import CongestionController
 
-BACKENDS = ("io_uring", "socket")
+BACKENDS = ("io_uring", "afxdp", "socket")
+XSK_MODES = ("auto", "copy", "zero-copy")
 CRYPTO_PROVIDERS = ("auto", "ipsec-mb", "openssl")
 
 
@@ -24,9 +26,16 @@ class Config:
     server: bool = False
     bind: Address = field(default_factory=lambda: Address("::", 0))
     cores: tuple[int, ...] = (-1,)  # One worker each; -1: not pinned.
+    max_workers: int = 0  # As many may run at a time, after Datapath.add_worker; 0: as many as cores says.
     backend: str = "io_uring"
     crypto: str = "auto"
-    ifindex: int = 0
+    ifindex: int = 0  # Serve this interface only; afxdp and the guard need one.
+    guard: bool = False  # Attach the XDP guard to it; afxdp always does.
+    xdp_mode: str = "auto"  # Of the guard: native or generic; auto: the better one there is.
+    xsk_mode: str = "auto"  # afxdp: copy or zero-copy; auto: the better one there is.
+    first_queue: int = 0  # afxdp: worker i takes queue first_queue + i.
+    busy_budget: int = 0  # afxdp: packets a busy-poll call may handle; 0: no preferred busy polling.
+    guard_cids: int = 0
     retry_always: bool = False
     test_profile: bool = False  # `perf` may be served in C.
     busy_poll: bool = False
@@ -34,6 +43,9 @@ class Config:
     no_gro: bool = False
     no_pacing: bool = False
     no_ecn: bool = False
+    no_sandbox: bool = False  # Workers without their seccomp filter: for sanitizers and debuggers.
+    uid: int = 0  # Workers become this user and group once open; 0: they stay who they are.
+    gid: int = 0
     congestion: CongestionController = CongestionController.CUBIC
     max_datagram: int = 0
     max_datagram_frame: int = 65535  # RFC 9221; 0: datagrams are refused.
@@ -67,6 +79,12 @@ class Config:
             )
         if self.backend not in BACKENDS:
             raise ConfigError(f"backend {self.backend!r} is unknown: use one of {', '.join(BACKENDS)}")
+        if self.xdp_mode not in MODES:
+            raise ConfigError(f"xdp_mode {self.xdp_mode!r} is unknown: use one of {', '.join(MODES)}")
+        if self.xsk_mode not in XSK_MODES:
+            raise ConfigError(f"xsk_mode {self.xsk_mode!r} is unknown: use one of {', '.join(XSK_MODES)}")
+        if (self.backend == "afxdp" or self.guard) and not self.ifindex:
+            raise ConfigError("afxdp and the XDP guard work on one interface: name it (ifindex, --interface)")
         if self.crypto not in CRYPTO_PROVIDERS:
             raise ConfigError(f"crypto {self.crypto!r} is unknown: use one of {', '.join(CRYPTO_PROVIDERS)}")
         for name in ("initial_rtt", "idle_timeout", "handshake_timeout", "max_ack_delay"):
@@ -81,8 +99,10 @@ class Config:
 
 
 _SAME = (
-    "ifindex", "server", "retry_always", "test_profile", "busy_poll", "no_gso", "no_gro", "no_pacing",
-    "no_ecn", "max_datagram", "max_datagram_frame", "max_connections", "initial_window_packets",
+    "max_workers", "ifindex", "guard", "first_queue", "busy_budget", "guard_cids",
+    "server", "retry_always", "test_profile", "busy_poll", "no_gso", "no_gro", "no_pacing",
+    "no_ecn", "no_sandbox", "uid", "gid", "max_datagram", "max_datagram_frame", "max_connections",
+    "initial_window_packets",
     "io_buffers", "socket_bytes", "max_data", "max_stream_data", "max_data_limit", "max_stream_data_limit",
     "max_streams_bidi", "max_streams_uni", "key_update_packets", "metadata_bytes", "receive_bytes",
     "send_bytes",
@@ -114,6 +134,8 @@ def to_c(config: Config) -> tuple[Any, list[Any]]:
     c.backend, c.crypto = keep
     set_address(c.bind, config.bind)
     c.congestion = int(config.congestion)
+    c.xdp_mode = MODES.index(config.xdp_mode)
+    c.xsk_mode = XSK_MODES.index(config.xsk_mode)
     try:
         for name in _SAME:
             setattr(c, name, getattr(config, name))

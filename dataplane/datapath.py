@@ -14,17 +14,23 @@ import itertools
 import logging
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dataplane.address import Address, check_peer, host_of, resolve_address
 from dataplane.config import Config, get_address, set_address, to_c
 from dataplane.connection import Connection, closed_error
 from dataplane.errors import ConnectionClosed, DatapathError, HandshakeFailed
+from dataplane.guard import Guard
 from dataplane.handshake import HandshakeFactory, Target
 from dataplane.port import EventTuple, Port, ffi, lib
 from dataplane.send import SendHalf
+from dataplane.stats import QueueStats
 from dataplane.tables import Command, Counter, DropReason, Event
 from dataplane.tokens import TokenCache
+
+if TYPE_CHECKING:
+    from dataplane.bypass import Bypass
+    from dataplane.kernel_tables import KernelTables
 
 log = logging.getLogger("stoq.datapath")
 
@@ -66,6 +72,9 @@ class Datapath:
         self._retrying = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._event_fd = -1
+        self._guard: Guard | None = None
+        self._tables: KernelTables | None = None
+        self._bypass: Bypass | None = None
 
     # ---- life ----
 
@@ -81,6 +90,34 @@ class Datapath:
         self.attach(handle, range(lib.stoq_workers(handle)))
         self._event_fd = lib.stoq_event_fd(handle)
         self._loop.add_reader(self._event_fd, self._on_readable)
+        try:
+            await self._follow_kernel()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _follow_kernel(self) -> None:
+        """AF_XDP workers need the kernel's routes and neighbours, a guard the host's addresses."""
+        if not lib.stoq_guard(self._handle, ffi.new("struct stoq_guard_report *")):
+            return
+        # Here, because netlink's library takes a third of a second and 15 MB to import.
+        from dataplane import rtnetlink
+        from dataplane.bypass import Bypass
+        from dataplane.kernel_tables import KernelTables
+
+        self._guard = Guard(self._open_handle)
+        ports = self._ports if self.config.backend == "afxdp" else []
+        bypass = Bypass(ports, self._guard)
+        tables = KernelTables(self.config.ifindex, bypass)
+        try:
+            await tables.__aenter__()
+        except rtnetlink.NetlinkError as error:
+            raise DatapathError(f"the kernel's routes and neighbours cannot be read: {error}") from error
+        self._tables = tables
+        if ports:
+            self._bypass = bypass
+        for note in tables.notes:
+            log.warning("%s", note)
 
     def attach(self, handle: Any, workers: range) -> None:
         """Use these workers of a C datapath. For open() and the simulation, which keeps the handle."""
@@ -95,6 +132,9 @@ class Datapath:
         if self._handle is None:
             return
         handle, loop = self._handle, asyncio.get_running_loop()
+        if self._tables is not None:
+            self._tables.close()
+            self._tables = None
         for port in self._ports:
             port.put(Command.STOP)
             port.flush()
@@ -123,6 +163,7 @@ class Datapath:
         for port in self._ports:
             port.close()
         self._handle = None
+        self._guard = None
         self._accepted.put_nowait(None)
 
     async def __aenter__(self) -> Datapath:
@@ -158,8 +199,7 @@ class Datapath:
         check_peer(address)
         if self._handle is None:
             raise DatapathError("the datapath is closed")
-        port = self._ports[self._next_port % len(self._ports)]
-        self._next_port += 1
+        port = self._pick_port()
         request = ffi.new("struct stoq_connect *")
         set_address(request.peer, address)
         request.version = version
@@ -177,6 +217,43 @@ class Datapath:
             self._abandon(waiter, connection)
             raise
         return connection
+
+    def _pick_port(self) -> Port:
+        """The next worker in turn that has a thread of its own; any, where there is none (the simulator)."""
+        for _ in self._ports:
+            port = self._ports[self._next_port % len(self._ports)]
+            self._next_port += 1
+            if lib.stoq_worker_running(self._handle, port.worker):
+                return port
+        return port
+
+    # ---- workers ----
+
+    def add_worker(self, core: int = -1) -> int:
+        """One worker more, pinned to `core` (-1: not); returns its number. Connections that exist stay where
+        they are. Raises DatapathError: at `max_workers`, or without the right to open what a worker needs."""
+        error = ffi.new("struct stoq_error *")
+        worker = int(lib.stoq_worker_add(self._open_handle(), core, error))
+        if worker < 0:
+            raise DatapathError(ffi.string(error.text).decode("utf-8", "replace"), worker)
+        if worker == len(self._ports):
+            self._ports.append(Port(self._handle, worker, self._schedule_tick))
+            self._starved[worker] = {}
+        if self._bypass is not None and self._tables is not None:
+            self._bypass.tell_all(self._ports[worker], self._tables)
+        return worker
+
+    def remove_worker(self, worker: int) -> None:
+        """Give up a worker's thread and core. Its connections go on in another worker's thread. Raises
+        DatapathError: the last, or none of this number."""
+        error = ffi.new("struct stoq_error *")
+        if not lib.stoq_worker_remove(self._open_handle(), worker, error):
+            raise DatapathError(ffi.string(error.text).decode("utf-8", "replace"), error.code)
+
+    @property
+    def running_workers(self) -> list[int]:
+        """Those with a thread of their own."""
+        return [p.worker for p in self._ports if lib.stoq_worker_running(self._open_handle(), p.worker)]
 
     def _abandon(self, waiter: asyncio.Future[Connection], connection: Connection | None) -> None:
         """connect() was cancelled: the connection, when there is one, is not wanted any more."""
@@ -369,6 +446,21 @@ class Datapath:
     def crypto_name(self) -> str:
         """The crypto provider in use."""
         return str(ffi.string(lib.stoq_crypto_name(self._open_handle())).decode())
+
+    @property
+    def guard(self) -> Guard | None:
+        """The XDP guard before this datapath's port; None: there is none."""
+        return self._guard
+
+    def queues(self) -> list[QueueStats]:
+        """The workers' AF_XDP queues; empty with another backend."""
+        out = ffi.new("struct stoq_queue_stats *")
+        names = [name for name in QueueStats.__dataclass_fields__ if name != "worker"]
+        return [
+            QueueStats(port.worker, *(getattr(out, name) for name in names))
+            for port in self._ports
+            if lib.stoq_queue_statistics(self._open_handle(), port.worker, out)
+        ]
 
     @property
     def cores(self) -> list[int]:

@@ -31,6 +31,8 @@ EVENTS_AT_ONCE = 256  # 16 KiB of events a call: one crossing into C for many of
 # on.
 _SLOT = struct.Struct("<BBBxIIIQQQQ16x")
 
+_WAY = struct.Struct("<BBBxIII48s")  # The same head, and struct stoq_way behind it.
+
 # type, flags, level, chunk, chunk_offset, len, conn, stream, code, value
 EventTuple = tuple[int, int, int, int, int, int, int, int, int, int]
 
@@ -94,6 +96,12 @@ class Port:
     ) -> None:
         """Put one command; a chunk named in it is the worker's from here on."""
         slot = _SLOT.pack(kind, flags, level, chunk, offset, length, conn, stream, code, value)
+        if self._handle is not None and (self._backlog or not self._push(slot)):
+            self._backlog.append(slot)
+
+    def put_way(self, kind: Command, way: bytes, *, flags: int, level: int = 0, mtu: int = 0) -> None:
+        """Put a ROUTE or NEIGHBOUR command: `way` is a ``struct stoq_way``, 48 bytes."""
+        slot = _WAY.pack(kind, flags, level, NO_CHUNK, mtu, 0, way)
         if self._handle is not None and (self._backlog or not self._push(slot)):
             self._backlog.append(slot)
 

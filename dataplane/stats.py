@@ -50,6 +50,59 @@ class PerfResult:
     latency_max: float
 
 
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """struct stoq_queue_stats: one AF_XDP queue, now; csrc/io/io.h explains the fields. Flags are 0 or 1."""
+
+    worker: int
+    queue: int
+    ifindex: int
+    native: int
+    zero_copy: int
+    need_wakeup: int
+    busy_poll: int
+    multi_buffer: int
+    tx_checksum: int
+    frames: int
+    frame_bytes: int
+    frames_fill: int
+    frames_rx: int
+    frames_worker: int
+    frames_free: int
+    frames_tx: int
+    frames_completion: int
+    ring_fill: int
+    ring_rx: int
+    ring_tx: int
+    ring_completion: int
+    wakeups_rx: int
+    wakeups_tx: int
+    rx_batches: int
+    tx_batches: int
+    tx_socket: int
+    rx_socket: int
+    routes: int
+    neighbours: int
+    kernel_rx_dropped: int
+    kernel_rx_invalid: int
+    kernel_tx_invalid: int
+    kernel_rx_ring_full: int
+    kernel_fill_empty: int
+    kernel_tx_empty: int
+
+    @property
+    def frames_accounted(self) -> int:
+        """Frames by owner, summed: `frames`, whenever nothing is under way."""
+        return (
+            self.frames_fill
+            + self.frames_rx
+            + self.frames_worker
+            + self.frames_free
+            + self.frames_tx
+            + self.frames_completion
+        )
+
+
 def from_c(kind: type[Any], source: Any) -> Any:
     """Make `kind` from a C struct with the same fields; a field that C calls NAME_ns becomes NAME in
     seconds."""
