@@ -22,15 +22,16 @@ SEED    ?=
 T       ?= 60
 
 RUN_PACKAGES  := gcc libc6-dev pkg-config python3 python3-venv python3-dev liburing-dev libssl-dev iproute2 ethtool \
-                 util-linux
-TEST_PACKAGES := clang-16 clang-format-16 libclang-rt-16-dev
+                 util-linux clang-16 libbpf-dev libxdp-dev bpftool linux-libc-dev
+TEST_PACKAGES := clang-format-16 libclang-rt-16-dev tshark
 ifeq ($(shell uname -m),x86_64)
 RUN_PACKAGES  += libipsec-mb-dev
 endif
 
 # ---- C: one list of sources, three variants (plain with gcc; ASan + UBSan and fuzzing with clang) ----
 
-SOURCES  := $(filter-out csrc/sim/main.c,$(wildcard csrc/crypto/*.c csrc/quic/*.c csrc/io/*.c csrc/worker/*.c csrc/sim/*.c)) \
+SOURCES  := $(filter-out csrc/sim/main.c,$(wildcard csrc/crypto/*.c csrc/quic/*.c csrc/io/*.c csrc/worker/*.c \
+            csrc/guard/*.c csrc/sim/*.c)) \
             $(wildcard csrc/stoq.c)
 HEADERS  := $(wildcard csrc/*.h csrc/*/*.h)
 TESTS    := $(wildcard tests/c/test_*.c)
@@ -40,12 +41,12 @@ BENCH_COMMON := $(filter-out $(BENCHES),$(wildcard csrc/bench/*.c))
 
 WARNINGS := -Wall -Wextra -Werror
 # The empty value is what a file that defines it itself says too.
-CPPFLAGS := -Icsrc -D_GNU_SOURCE= -MMD -MP
+CPPFLAGS := -Icsrc -Ibuild -D_GNU_SOURCE= -MMD -MP
 ifneq ($(wildcard /usr/include/intel-ipsec-mb.h /usr/local/include/intel-ipsec-mb.h),)
 CPPFLAGS += -DSTOQ_HAVE_IPSEC_MB=1
 IPSEC_MB := -lIPSec_MB
 endif
-LDLIBS   := -luring -lcrypto $(IPSEC_MB) -lm -pthread
+LDLIBS   := -luring -lbpf -lcrypto $(IPSEC_MB) -lm -pthread
 
 # Frame pointers and debug symbols: profilers and crash reports can be read, for under 1 % of speed. No -march=native: the
 # result runs on other machines; what needs newer instructions chooses at run time (IPsec-MB, OpenSSL).
@@ -53,6 +54,13 @@ PLAIN_FLAGS := -std=gnu11 -O3 -g -fPIC -fno-omit-frame-pointer $(WARNINGS)
 ASAN_FLAGS  := -std=gnu11 -O1 -g -fPIC -fno-omit-frame-pointer $(WARNINGS) -fsanitize=address,undefined \
                -fno-sanitize-recover=all
 FUZZ_FLAGS  := $(ASAN_FLAGS) -fsanitize=fuzzer-no-link -DSTOQ_FUZZING=1
+
+# The XDP program. Instruction set v3 (atomics that return, 32-bit jumps) is in every kernel from 5.12 on. Debian keeps
+# <asm/types.h> in a folder of the architecture, which clang does not look into for another target.
+BPF_FLAGS := --target=bpf -mcpu=v3 -std=gnu11 -O2 -g $(WARNINGS) -Icsrc -isystem /usr/include/$(shell $(CC) -print-multiarch)
+BPFTOOL   := $(firstword $(wildcard /usr/sbin/bpftool /usr/local/sbin/bpftool) bpftool)
+SKELETONS := $(patsubst csrc/bpf/%.bpf.c,build/bpf/%.skel.h,$(wildcard csrc/bpf/*.bpf.c))
+SKELETON_USERS := $(wildcard csrc/guard/*.c tests/c/test_guard*.c)
 
 PLAIN_LIB := build/libstoq.a
 ASAN_LIB  := build/asan/libstoq.a
@@ -64,10 +72,11 @@ FUZZ_BINS   := $(FUZZERS:tests/fuzz/%.c=build/fuzz/%)
 SEEDS       := $(if $(wildcard tests/fuzz/make_seeds.c),build/corpus/.made)
 BENCH_BINS  := $(BENCHES:csrc/bench/%.c=build/bench/%)
 HOSTILE     := $(wildcard tests/hostile/*.c)
+HOSTILE_BINS := build/hostile/flood build/hostile/attack
 SIM_BINS    := $(if $(wildcard csrc/sim/main.c),build/sim build/asan/sim)
 MODULE      := build/.module
 
-.PHONY: help peers setup packages test-packages build lib run test test-build ctest asan sim fuzz hostile lint interop bench clean
+.PHONY: help soak peers setup packages test-packages build lib run test test-build ctest asan sim fuzz hostile floods lint interop bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -128,6 +137,14 @@ build/fuzz/obj/%.o: %.c
 	@mkdir -p $(@D)
 	@$(CLANG) $(CPPFLAGS) -Itests/fuzz $(FUZZ_FLAGS) -c $< -o $@
 
+build/bpf/%.bpf.o: csrc/bpf/%.bpf.c $(wildcard csrc/bpf/*.h) csrc/quic/retry_token.h csrc/tables.h
+	@mkdir -p $(@D)
+	@echo "   bpf $<"
+	@$(CLANG) $(BPF_FLAGS) -c $< -o $@
+build/bpf/%.skel.h: build/bpf/%.bpf.o
+	@$(BPFTOOL) gen skeleton $< > $@.new && mv $@.new $@
+$(foreach variant,build build/asan build/fuzz,$(SKELETON_USERS:%.c=$(variant)/obj/%.o)): | $(SKELETONS)
+
 $(PLAIN_LIB): $(SOURCES:%.c=build/obj/%.o)
 	@rm -f $@ && ar rcs $@ $^
 	@echo "   ar $@"
@@ -161,7 +178,7 @@ build/sim: build/obj/csrc/sim/main.o $(PLAIN_LIB)
 	@$(CC) -o $@ $< $(PLAIN_LIB) $(LDLIBS)
 build/asan/sim: build/asan/obj/csrc/sim/main.o $(ASAN_LIB)
 	@$(CLANG) -fsanitize=address,undefined -o $@ $< $(ASAN_LIB) $(LDLIBS)
-build/hostile/flood: $(HOSTILE:%.c=build/obj/%.o)
+build/hostile/%: build/obj/tests/hostile/%.o build/obj/tests/hostile/garbage.o
 	@mkdir -p $(@D)
 	@$(CC) -o $@ $^
 build/bench/%: build/obj/csrc/bench/%.o $(BENCH_COMMON:%.c=build/obj/%.o) $(PLAIN_LIB)
@@ -178,7 +195,7 @@ run: build ## the main job: a file over mutually authenticated STOQ between two 
 
 test-build: build test-packages
 	@echo "== C tests, simulation, fuzzers: plain and with ASan + UBSan"
-	@flock build/.lock $(MAKE) -s -j$(JOBS) $(PLAIN_TESTS) $(ASAN_TESTS) $(FUZZ_BINS) $(SEEDS) $(SIM_BINS) $(BENCH_BINS) build/hostile/flood
+	@flock build/.lock $(MAKE) -s -j$(JOBS) $(PLAIN_TESTS) $(ASAN_TESTS) $(FUZZ_BINS) $(SEEDS) $(SIM_BINS) $(BENCH_BINS) $(HOSTILE_BINS)
 
 test: test-build lint ## everything: lint, C tests (also under ASan + UBSan), simulation, fuzzing in short, Python, interop
 	@$(PY) -m pytest -m "not slow"
@@ -198,29 +215,37 @@ fuzz: test-build ## every fuzzer for T seconds (T=60)
 	  corpus=build/corpus/$$(basename $$f | sed s/^fuzz_//); echo "== $$f for $(T) s"; \
 	  $$f -max_total_time=$(T) -print_final_stats=1 -artifact_prefix=build/corpus/ $$corpus; done
 
+floods: build ## floods of N frames/s on a live node, with and without the guard (N=10000, SECONDS=0.3 a window), as root
+	@$(MAKE) -s build/hostile/attack
+	@$(PY) -m tests.hostile.floods --json build/floods.json --pps $(if $(filter file,$(origin N)),10000,$(N)) --seconds $(if $(filter environment command,$(origin SECONDS)),$(SECONDS),0.3)
+
 hostile: build ## a live node under N garbage datagrams (N=10000000), as root
 	@$(MAKE) -s build/hostile/flood
-	@$(PY) -m tests.hostile.scene --count $(if $(filter file,$(origin N)),10000000,$(N))
+	@$(PY) -m tests.hostile.scene --backend $(BACKEND) --count $(if $(filter file,$(origin N)),10000000,$(N))
+
+soak: build ## two nodes over AF_XDP for T seconds of random traffic; nothing may leak (T=3600), as root
+	@$(PY) -m tests.soak.run --backend $(if $(filter file,$(origin BACKEND)),afxdp,$(BACKEND)) --seconds $(if $(filter file,$(origin T)),3600,$(T)) $(if $(SEED),--seed $(SEED))
 
 peers: build ## the strangers that interoperability is tested with
 	@$(PY) -m tests.peers.install
 
 interop: peers ## strangers, both directions: writes docs/INTEROP.md
 	@$(PY) -m tests.interop.run --table docs/INTEROP.md
+	@$(PY) -m tests.interop.run --backend afxdp --table docs/INTEROP.md
 
-bench: build ## throughput, handshakes, latency beside their yardsticks
+bench: build ## throughput, handshakes, latency, packets beside their yardsticks
 	@$(MAKE) -j$(JOBS) $(BENCH_BINS)
-	@for what in throughput handshake latency; do $(VENV)/bin/stoq bench $$what; done
+	@for what in throughput handshake latency packets; do $(VENV)/bin/stoq bench $$what; done
 
 C_FILES := $(SOURCES) $(wildcard csrc/sim/main.c) $(BENCHES) $(BENCH_COMMON) $(TESTS) $(FUZZERS) $(HOSTILE) \
            $(wildcard tests/fuzz/make_seeds.c)
-lint: peers test-packages ## ruff, mypy --strict, clang-format, warnings as errors with gcc and clang, file sizes
+lint: peers test-packages $(SKELETONS) ## ruff, mypy --strict, clang-format, warnings as errors with gcc and clang, file sizes
 	@echo "== lint"
 	@$(VENV)/bin/ruff check --quiet .
 	@$(VENV)/bin/mypy --no-error-summary
-	@$(FORMAT) --dry-run -Werror $(C_FILES) $(HEADERS) $(wildcard tests/c/*.h tests/fuzz/*.h tests/hostile/*.h)
-	@printf '%s\n' $(C_FILES) | xargs -P$(JOBS) -I{} $(CC) -Icsrc -Itests/fuzz $(filter -D%,$(CPPFLAGS)) -std=gnu11 -O2 $(WARNINGS) -o /dev/null -c {}
-	@printf '%s\n' $(C_FILES) | xargs -P$(JOBS) -I{} $(CLANG) -Icsrc -Itests/fuzz $(filter -D%,$(CPPFLAGS)) -std=gnu11 -O2 $(WARNINGS) -o /dev/null -c {}
+	@$(FORMAT) --dry-run -Werror $(C_FILES) $(wildcard csrc/bpf/*.c) $(HEADERS) $(wildcard tests/c/*.h tests/fuzz/*.h tests/hostile/*.h)
+	@printf '%s\n' $(C_FILES) | xargs -P$(JOBS) -I{} $(CC) -Icsrc -Ibuild -Itests/fuzz $(filter -D%,$(CPPFLAGS)) -std=gnu11 -O2 $(WARNINGS) -o /dev/null -c {}
+	@printf '%s\n' $(C_FILES) | xargs -P$(JOBS) -I{} $(CLANG) -Icsrc -Ibuild -Itests/fuzz $(filter -D%,$(CPPFLAGS)) -std=gnu11 -O2 $(WARNINGS) -o /dev/null -c {}
 	@long=$$(git ls-files --cached --others --exclude-standard | grep -vE '^(LICENSE|docs/)' | xargs wc -l | \
 	  awk '$$1 > 800 && $$2 != "total"'); [ -z "$$long" ] || { echo "over 800 lines:"; echo "$$long"; exit 1; }
 

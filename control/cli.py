@@ -66,17 +66,24 @@ def dev_certs_command(
 
 def _add_commands() -> None:
     """Commands that need the compiled data plane; without it dev-certs and help still work."""
-    from control import hq, node, perf, run
+    from control import blocks, capture, hq, node, perf, run, status
     from control.bench.commands import bench_group
+    from control.doctor.command import doctor_command
 
     for command in (
         node.serve_command,
         node.receive_command,
         node.send_command,
         run.run_command,
+        status.status_command,
+        capture.capture_command,
+        blocks.block_command,
+        blocks.unblock_command,
+        blocks.blocks_command,
         hq.hq_group,
         perf.perf_group,
         bench_group,
+        doctor_command,
     ):
         cli.add_command(command)
 

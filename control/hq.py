@@ -123,7 +123,11 @@ async def serve(output: Output, options: NodeOptions, listen: str, root: Path) -
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
-    async with options.datapath((ALPN_HQ,), listen=listen, on_failure=refused) as datapath:
+    async with (
+        options.datapath((ALPN_HQ,), listen=listen, on_failure=refused) as datapath,
+        options.local(output, datapath, "hq serve"),
+    ):
+        options.settle(output)
         local = datapath.local_address
         output.event("listening", f"listening on {local}", address=local.ip, port=local.port)
         accepting = asyncio.ensure_future(accept(datapath))
@@ -227,7 +231,7 @@ async def get(
         raise HqError(f"{how['directory']} is not a directory: make it first")
     await resolve_address(authority)  # Refuse what is no IPv6 address before anything is opened.
     begin = time.monotonic()
-    async with options.datapath((ALPN_HQ,)) as datapath:
+    async with options.datapath((ALPN_HQ,)) as datapath, options.local(output, datapath, "hq get"):
         fetch = Fetch(datapath, **how)
         try:
             for number in range(connections):

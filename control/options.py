@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from control import privileges
+from control.console import Output
 from control.handshake import HandshakeConfig, Profile, TlsFactory, load_credentials, load_trust
 from control.handshake.policy import CIPHERS
+from control.local import place
+from control.local.keylog import KeyLog
+from control.local.server import control_socket
+from control.local.snapshot import Facts
 from dataplane import STOQ_PORT, Address, Config, ConfigError, Datapath, parse_address
-from dataplane.config import BACKENDS, CRYPTO_PROVIDERS
+from dataplane.config import BACKENDS, CRYPTO_PROVIDERS, XSK_MODES
 from dataplane.datapath import FailureCallback
+from dataplane.guard import MODES
 from dataplane.tables import CongestionController
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,11 +46,25 @@ class NodeOptions:
     no_gso: bool = False
     no_gro: bool = False
     no_pacing: bool = False
+    no_sandbox: bool = False
+    user: str | None = None
+    interface: str | None = None
+    guard: bool = False
+    xdp_mode: str = MODES[0]
+    xsk_mode: str = XSK_MODES[0]
+    first_queue: int = 0
+    busy_budget: int = 0
     idle_timeout: float = 0.0
     max_datagram: int = 0
     retry: bool = False
     profile: str = Profile.NORMAL.value
     insecure: bool = False
+    control: str | None = None
+    allow_secrets: bool = False
+    key_log: KeyLog | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.key_log = KeyLog() if self.allow_secrets else None
 
     def handshakes(self, alpns: tuple[str, ...]) -> TlsFactory:
         """The TLS side. Raises CredentialsError or ConfigError."""
@@ -56,12 +79,24 @@ class NodeOptions:
                 profile=Profile(self.profile),
                 ciphers=(self.cipher,) if self.cipher else tuple(CIPHERS),
                 insecure=self.insecure,
+                key_log=self.key_log.add if self.key_log else None,
             )
         )
+
+    def ifindex(self) -> int:
+        """The index of --interface; 0: none was named. Raises ConfigError."""
+        if self.interface is None:
+            return 0
+        try:
+            return socket.if_nametoindex(self.interface)
+        except OSError:
+            names = ", ".join(name for _, name in socket.if_nameindex())
+            raise ConfigError(f"there is no interface {self.interface!r} here: {names}") from None
 
     def config(self, *, listen: str | None = None, **more: Any) -> Config:
         """The data plane's configuration; with `listen` a server's. Raises AddressError or ConfigError."""
         bind = parse_address(listen, STOQ_PORT) if listen is not None else Address("::", 0)
+        who = privileges.identity(self.user) if listen is not None else None
         return Config(
             server=listen is not None,
             bind=bind,
@@ -72,6 +107,15 @@ class NodeOptions:
             no_gso=self.no_gso,
             no_gro=self.no_gro,
             no_pacing=self.no_pacing,
+            no_sandbox=self.no_sandbox,
+            uid=who.uid if who else 0,
+            gid=who.gid if who else 0,
+            ifindex=self.ifindex(),
+            guard=self.guard,
+            xdp_mode=self.xdp_mode,
+            xsk_mode=self.xsk_mode,
+            first_queue=self.first_queue,
+            busy_budget=self.busy_budget,
             congestion=next(c for c in CongestionController if c.key == self.congestion),
             idle_timeout=self.idle_timeout,
             max_datagram=self.max_datagram,
@@ -95,6 +139,20 @@ class NodeOptions:
             raise ConfigError("a server needs --cert and --key (make some with `stoq dev-certs DIR`)")
         return Datapath(config, handshakes, on_failure=on_failure)
 
+    def local(
+        self, output: Output, datapath: Datapath, command: str
+    ) -> AbstractAsyncContextManager[Path | None]:
+        """The control socket of an open datapath, for `stoq status` and the like. Raises PlaceError."""
+        facts = Facts(command, self.allow_secrets)
+        owner = place.owner(datapath.config.uid, datapath.config.gid)
+        return control_socket(output, datapath, self.control, facts, self.key_log, owner)
+
+    def settle(self, output: Output) -> None:
+        """A server has everything open: it gives up what privileges it has left. Raises ConfigError or
+        DatapathError, and the process must then end."""
+        dropped = privileges.drop(self.user)
+        output.event("privileges", str(dropped), user=dropped.user)
+
 
 _NODE = [
     click.option("--cert", type=FILE, help="Our certificate chain, PEM, leaf first."),
@@ -117,9 +175,53 @@ _NODE = [
     click.option("--no-gro", is_flag=True, help="No receive coalescing."),
     click.option("--no-pacing", is_flag=True, help="Send bursts as the congestion window permits."),
     click.option(
+        "--user",
+        metavar="NAME",
+        help="A listening node started as root becomes this user [default: stoq, if any].",
+    ),
+    click.option("--no-sandbox", is_flag=True, help="No seccomp filter on the workers (for debugging)."),
+    click.option(
+        "--interface", metavar="NAME", help="Serve this interface only; afxdp and --guard need one."
+    ),
+    click.option("--guard", is_flag=True, help="Attach the XDP guard to --interface; afxdp always does."),
+    click.option(
+        "--xdp-mode",
+        type=click.Choice(MODES),
+        default=MODES[0],
+        show_default=True,
+        help="Where the guard runs: in the driver or after it. What is named is got, or the command fails.",
+    ),
+    click.option(
+        "--xsk-mode",
+        type=click.Choice(XSK_MODES),
+        default=XSK_MODES[0],
+        show_default=True,
+        help="afxdp: how packets reach the driver. What is named is got, or the command fails.",
+    ),
+    click.option(
+        "--first-queue", type=click.IntRange(0), default=0, help="afxdp: queue of the first worker."
+    ),
+    click.option(
+        "--busy-budget",
+        type=click.IntRange(0, 4096),
+        default=0,
+        help="afxdp: packets a busy-poll call may handle; 0: no preferred busy polling.",
+    ),
+    click.option(
         "--idle-timeout", type=click.FloatRange(0), default=0.0, help="Seconds; 0: the engine's default, 30."
     ),
     click.option("--max-datagram", type=int, default=0, help="Largest UDP payload tried, bytes; 0: 1452."),
+    click.option(
+        "--control",
+        metavar="PATH|none",
+        help="Control socket for `stoq status`, `capture`, `block`; by default /run/stoq/PID.sock, for users "
+        "$XDG_RUNTIME_DIR/stoq/PID.sock.",
+    ),
+    click.option(
+        "--allow-secrets",
+        is_flag=True,
+        help="Keep TLS secrets of recent connections in memory for `stoq capture --secrets`.",
+    ),
 ]
 
 

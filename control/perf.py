@@ -32,7 +32,11 @@ async def serve(output: Output, options: NodeOptions, listen: str) -> None:
         async for _ in datapath.accept_connections():
             pass
 
-    async with options.datapath((ALPN_PERF,), listen=listen, on_failure=refused) as datapath:
+    async with (
+        options.datapath((ALPN_PERF,), listen=listen, on_failure=refused) as datapath,
+        options.local(output, datapath, "perf serve"),
+    ):
+        options.settle(output)
         local = datapath.local_address
         output.event("listening", f"listening on {local}", address=local.ip, port=local.port)
         accepting = asyncio.ensure_future(accept(datapath))
@@ -64,7 +68,11 @@ async def client(
 ) -> None:
     """One measurement; the figures of the path are the first connection's."""
     address = await resolve_address(to)
-    async with options.datapath((ALPN_PERF,)) as datapath, AsyncExitStack() as stack:
+    async with (
+        options.datapath((ALPN_PERF,)) as datapath,
+        options.local(output, datapath, "perf client"),
+        AsyncExitStack() as stack,
+    ):
         opened = []
         for _ in range(connections):
             connection = await datapath.connect(address, server_name=server_name or host_of(to))

@@ -26,7 +26,7 @@ import click
 
 from control import devcerts
 from control.console import Output, human_bits, human_bytes, run_async
-from control.netns import Namespace, Pair, can_make_namespaces
+from control.netns import INTERFACE, Namespace, Pair, can_make_namespaces
 from control.options import FILE
 from control.report import trains_text
 from dataplane import STOQ_PORT, StoqError
@@ -49,6 +49,7 @@ class Place:
     namespace: Namespace | None
     address: str
     core: int
+    interface: str | None = None  # To be served alone: afxdp needs one.
 
     def wrap(self, argv: list[str]) -> list[str]:
         """The node's command line. It ends when we die, whatever kills us."""
@@ -103,6 +104,8 @@ async def start(name: str, place: Place, arguments: list[str]) -> Node:
     argv = [sys.executable, "-m", "control.cli", "--json", *arguments]
     if place.core >= 0:
         argv += ["--core", str(place.core)]
+    if place.interface is not None:
+        argv += ["--interface", place.interface]
     process = await asyncio.create_subprocess_exec(
         *place.wrap(argv),
         stdin=asyncio.subprocess.DEVNULL,
@@ -132,19 +135,25 @@ def cores() -> tuple[int, int]:
     return (usable[0], usable[1]) if len(usable) > 1 else (-1, -1)
 
 
-def places(stack: ExitStack, output: Output, mtu: int) -> tuple[Place, Place]:
+def places(stack: ExitStack, output: Output, backend: str, mtu: int) -> tuple[Place, Place]:
     """Sender and receiver: in two namespaces if possible, else here, saying why."""
     core_a, core_b = cores()
     if core_a < 0:
         output.note("only one core: the two workers share it, unpinned")
     why = can_make_namespaces()
+    if why is not None and backend == "afxdp":
+        raise RunError(f"{why}, and afxdp needs interfaces of its own: run it as root, or use io_uring")
     if why is not None:
         output.note(
             f"{why}; the same job runs over ::1 instead, where no real link limits datagrams to {mtu} bytes"
         )
         return Place(None, "::1", core_a), Place(None, "::1", core_b)
     pair = stack.enter_context(Pair(mtu))
-    return Place(pair.a, pair.a.address, core_a), Place(pair.b, pair.b.address, core_b)
+    interface = INTERFACE if backend == "afxdp" else None
+    return (
+        Place(pair.a, pair.a.address, core_a, interface),
+        Place(pair.b, pair.b.address, core_b, interface),
+    )
 
 
 async def run(output: Output, file: Path | None, backend: str, size: int, mtu: int, more: list[str]) -> None:
@@ -164,7 +173,7 @@ async def run(output: Output, file: Path | None, backend: str, size: int, mtu: i
         if file is None:
             file = work / f"random-{human_bytes(size).replace(' ', '')}.bin"
             make_file(file, size, output)
-        sender, receiver = places(stack, output, mtu)
+        sender, receiver = places(stack, output, backend, mtu)
         devcerts.write(
             work / "certs", ["sender", "receiver"], [sender.address, receiver.address, "::1"][:3], days=1
         )

@@ -1,4 +1,4 @@
-"""`stoq bench throughput|handshake|latency`: our figures, each beside its yardstick in the same run.
+"""`stoq bench throughput|handshake|latency|packets`: our figures, each beside its yardstick in the same run.
 
       a trial ──▶ ours ──▶ yardstick ──▶ further contenders ──▶ the next trial …
 
@@ -7,6 +7,7 @@ formed within a trial. Reported are every trial, the medians, the ratio (median 
 the environment.
 
 `processes` runs and ends programs, `yardsticks` the C ones of csrc/bench, `environment` describes the
-machine, `report` makes figures of trials; `throughput`, `handshake` and `latency` are the commands' work,
+machine, `report` makes figures of trials; `throughput`, `handshake`, `latency` and
+`packets` (AF_XDP, also under the first and the third) are the commands' work,
 `handshaker` the program that `handshake` measures, `commands` the command line.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from control import devcerts
-from control.bench import handshake, latency, throughput
+from control.bench import handshake, latency, packets, throughput
 from control.bench.report import rounded
 from control.bench.throughput import Bench, Settings
 from control.console import Output, run_async
@@ -47,7 +47,7 @@ async def _bench(
     """Make the place, measure, tell, take everything away again."""
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stoq-bench-")))
-        client, server = places(stack, output, settings.mtu)
+        client, server = places(stack, output, settings.backend, settings.mtu)
         if cores is not None:
             client, server = replace(client, core=cores[0]), replace(server, core=cores[1])
         addresses = list(dict.fromkeys([client.address, server.address, "::1"]))
@@ -75,15 +75,19 @@ _COMMON = [
         help="Of each contender in each trial.",
     ),
     click.option(
-        "--mtu", type=click.IntRange(1280, 65535), default=1500, show_default=True, help="Of the veth pair."
-    ),
-    click.option(
         "--cores", callback=_cores, metavar="C,S", help="Client's and server's; default: the first two."
     ),
-    click.option(
-        "--backend", type=click.Choice(BACKENDS), default=BACKENDS[0], show_default=True, help="Packet I/O."
-    ),
 ]
+_MTU = click.option(
+    "--mtu", type=click.IntRange(1280, 65535), default=1500, show_default=True, help="Of the veth pair."
+)
+SOCKET_BACKENDS = tuple(name for name in BACKENDS if name != "afxdp")
+
+
+def _backend(names: Sequence[str]) -> Callable[[F], F]:
+    return click.option(
+        "--backend", type=click.Choice(names), default=names[0], show_default=True, help="Packet I/O."
+    )
 
 
 def _common(function: F) -> F:
@@ -103,6 +107,8 @@ def bench_group() -> None:
 
 @bench_group.command("throughput")
 @_common
+@_MTU
+@_backend(BACKENDS)
 @click.option("--compare/--no-compare", default=True, show_default=True, help="Also aioquic and qh3.")
 @click.option("--direction", type=click.Choice(("download", "upload")), default="download", show_default=True)
 @click.option(
@@ -124,11 +130,19 @@ def throughput_command(
     congestion: str | None,
     **options: Any,
 ) -> None:
-    """Goodput of one transfer, beside the no-protocol ceiling, raw UDP, aioquic and qh3."""
+    """Goodput of one transfer, beside the no-protocol ceiling, raw UDP, aioquic and qh3.
+
+    With --backend afxdp: beside what the backend delivers without QUIC in datagrams of the same size."""
     output = _output(output, json_lines)
     chosen = {"--crypto": crypto, "--cipher": cipher, "--congestion": congestion}
     more = tuple(part for name, value in chosen.items() if value for part in (name, value))
     settings = Settings(download=direction == "download", options=more, **options)
+
+    if settings.backend == "afxdp":
+        main = _bench(
+            output, settings, cores, "throughput", packets.measure_throughput, packets.throughput_rows
+        )
+        raise SystemExit(run_async(output, main))
 
     def measure(bench: Bench) -> Awaitable[dict[str, Any]]:
         return throughput.measure(output, bench)
@@ -139,6 +153,8 @@ def throughput_command(
 
 @bench_group.command("handshake")
 @_common
+@_MTU
+@_backend(SOCKET_BACKENDS)
 @click.option(
     "--compare/--no-compare", default=True, show_default=True, help="Also aioquic's QuicConnection."
 )
@@ -170,12 +186,30 @@ def handshake_command(
 
 @bench_group.command("latency")
 @_common
+@_MTU
+@_backend(BACKENDS)
 @click.pass_obj
 def latency_command(
     output: Output, /, json_lines: bool, cores: tuple[int, int] | None, **options: Any
 ) -> None:
-    """Request and response of 512 bytes, beside a raw UDP ping-pong; both ends busy-poll."""
+    """Request and response of 512 bytes, beside a raw ping-pong of UDP or AF_XDP; both ends busy-poll."""
     output = _output(output, json_lines)
     settings = Settings(options=("--busy-poll",), compare=False, **options)
-    main = _bench(output, settings, cores, "latency", latency.measure, latency.rows)
+    measure, rows = latency.measure, latency.rows
+    if settings.backend == "afxdp":
+        measure, rows = packets.measure_latency, packets.latency_rows
+    main = _bench(output, settings, cores, "latency", measure, rows)
+    raise SystemExit(run_async(output, main))
+
+
+@bench_group.command("packets")
+@_common
+@_backend(packets.BACKENDS)
+@click.pass_obj
+def packets_command(
+    output: Output, /, json_lines: bool, cores: tuple[int, int] | None, **options: Any
+) -> None:
+    """Packets a second and round trips of a backend without QUIC, beside the least that AF_XDP costs."""
+    output = _output(output, json_lines)
+    main = _bench(output, Settings(**options), cores, "packets", packets.measure, packets.rows)
     raise SystemExit(run_async(output, main))

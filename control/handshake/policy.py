@@ -6,6 +6,7 @@ test profile, which has to be named to get them, and there no client certificate
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -59,6 +60,8 @@ class HandshakeConfig:
     profile: Profile = Profile.NORMAL
     ciphers: tuple[str, ...] = tuple(CIPHERS)
     insecure: bool = False  # Client: take any server certificate; test profile only.
+    # Is told each traffic secret: client random, label of the key log format, secret. Only on explicit wish.
+    key_log: Callable[[bytes, str, bytes], None] | None = None
 
     def __post_init__(self) -> None:
         if not self.alpns:

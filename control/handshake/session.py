@@ -74,6 +74,13 @@ LEVELS = {
     tls.Epoch.HANDSHAKE: Level.HANDSHAKE,
     tls.Epoch.ONE_RTT: Level.ONE_RTT,
 }
+# Of the NSS key log format: by epoch, and whether the secret protects what the client sends.
+KEY_LOG_LABELS = {
+    (tls.Epoch.HANDSHAKE, True): "CLIENT_HANDSHAKE_TRAFFIC_SECRET",
+    (tls.Epoch.HANDSHAKE, False): "SERVER_HANDSHAKE_TRAFFIC_SECRET",
+    (tls.Epoch.ONE_RTT, True): "CLIENT_TRAFFIC_SECRET_0",
+    (tls.Epoch.ONE_RTT, False): "SERVER_TRAFFIC_SECRET_0",
+}
 # What `cryptography` raises, beside ValueError, for certificates that are not what X.509 says.
 BAD_CERTIFICATE_ERRORS = (x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 OUTPUT_ORDER = (tls.Epoch.INITIAL, tls.Epoch.HANDSHAKE, tls.Epoch.ONE_RTT)
@@ -305,6 +312,12 @@ class TlsSession:
         self, direction: tls.Direction, epoch: tls.Epoch, suite: tls.CipherSuite, secret: bytes
     ) -> None:
         self._secrets.append((direction, epoch, suite, secret))
+        key_log, context = self._config.key_log, self._tls
+        if key_log is not None and context is not None and context.client_random is not None:
+            from_client = self._client == (direction is tls.Direction.ENCRYPT)
+            label = KEY_LOG_LABELS.get((epoch, from_client))
+            if label is not None:
+                key_log(context.client_random, label, secret)
 
     def _flush(self) -> None:
         if self._tls is None:
