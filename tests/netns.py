@@ -33,7 +33,8 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -137,6 +138,30 @@ class Namespace:
     def remove(self) -> None:
         if self.path.exists():
             _ip([f"netns del {self.name}"])
+
+
+@contextmanager
+def inside(namespace: Namespace) -> Iterator[None]:
+    """This thread, and the threads it starts meanwhile, are in the namespace."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def enter(fd: int) -> None:
+        if libc.setns(fd, CLONE_NEWNET) != 0:
+            raise NetnsError(f"setns {namespace.path}: {os.strerror(ctypes.get_errno())}")
+
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        there = os.open(namespace.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            enter(there)
+        finally:
+            os.close(there)
+        try:
+            yield
+        finally:
+            enter(home)
+    finally:
+        os.close(home)
 
 
 class Network:

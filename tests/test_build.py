@@ -1,6 +1,7 @@
 """The C programs through pytest: unit tests plain and under ASan + UBSan, simulation, fuzzers in short.
 
-They are built by `make test-build`; a missing one is a failure, so that nothing is skipped unseen.
+They are built by `make test-build`; a missing one is a failure, so that nothing is skipped unseen. A program
+that ends well with "SKIP: why" as its last line could not run here (no root, no BPF).
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ def run(program: Path, *arguments: str, seconds: float = TEST_SECONDS) -> None:
         check=False,
     )
     assert done.returncode == 0, f"exit code {done.returncode}; the end of its output:\n{done.stdout[-6000:]}"
+    last = done.stdout.rstrip().rpartition("\n")[2]
+    if last.startswith("SKIP: "):
+        pytest.skip(last.removeprefix("SKIP: "))
 
 
 def test_there_are_programs() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ FATES = {
 }
 
 
-def on_the_wire(main: Callable[[Scene], Awaitable[None]], **config: bool) -> None:
+def on_the_wire(main: Callable[[Scene], Awaitable[None]], **config: Any) -> None:
     async def run() -> None:
         async with live(**config) as scene:
             await main(scene)
@@ -95,13 +96,21 @@ def test_retry_is_an_answer_too_and_has_its_limit() -> None:
     on_the_wire(main, retry_always=True)
 
 
-@pytest.mark.parametrize("train", [1, 32], ids=["single", "trains"])
-def test_a_flood_is_survived(train: int) -> None:
+@pytest.mark.parametrize(
+    ("train", "backend"),
+    [(1, "io_uring"), (32, "io_uring"), (1, "afxdp")],
+    ids=["single", "trains", "afxdp"],
+)
+def test_a_flood_is_survived(train: int, backend: str) -> None:
     async def main(scene: Scene) -> None:
         outcome = await endure(scene, f"--count={FLOOD}", f"--seed={train}", f"--train={train}")
         print(table(outcome))
         assert outcome.flood["datagrams"] == FLOOD
         assert bool(outcome.flood["trains"]) == (train > 1)
         assert outcome.files >= 2 and outcome.during_bytes > 0
+        if backend == "afxdp":
+            guard = outcome.books.guard
+            assert sum(guard.values()) > FLOOD / 2, "most of it ends in the XDP program"
+            assert min(guard[f"drop_{why}"] for why in ("short", "fixed_bit", "header", "unknown_cid")) > 0
 
-    on_the_wire(main)
+    on_the_wire(main, backend=backend)

@@ -44,6 +44,7 @@ class Ours:
     name: str = "stoq"
     amplification_excess: int = 0
     limits: Mapping[tuple[str, Role], str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()  # Of both commands.
 
     def cannot(self, case: str, role: Role) -> str | None:
         return self.limits.get((case, role))
@@ -55,7 +56,7 @@ class Ours:
         return None if code == 0 else f"exited with {code}"
 
     def serve(self, place: Place) -> Command:
-        argv = [*stoq_command(), "--json", "hq", "serve", *PROFILE]
+        argv = [*stoq_command(), "--json", "hq", "serve", *PROFILE, *self.options]
         argv += [
             "--listen",
             f"[{place.server_address}]:{SERVER_PORT}",
@@ -68,7 +69,8 @@ class Ours:
 
     def get(self, place: Place) -> Command:
         wants = place.wants
-        argv = [*stoq_command(), "--json", "hq", "get", *PROFILE, "--ca", str(place.certs / "root.pem")]
+        argv = [*stoq_command(), "--json", "hq", "get", *PROFILE, *self.options]
+        argv += ["--ca", str(place.certs / "root.pem")]
         argv += ["--output", str(place.directory / "downloads"), "--urls-from", str(place.urls_file)]
         argv += ["--cipher", wants.cipher] if wants.cipher else []
         if wants.key_update_after is not None:
@@ -80,3 +82,8 @@ class Ours:
 
 
 OURS = Ours()
+# Every namespace of a run calls its one link eth0.
+OURS_BY_BACKEND = {
+    "io_uring": OURS,
+    "afxdp": Ours(options=("--backend", "afxdp", "--interface", "eth0")),
+}

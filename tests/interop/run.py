@@ -1,7 +1,7 @@
 """Runs the interop matrix.
 
     python -m tests.interop.run [--peer P].. [--case C].. [--direction client|server]
-        [--json FILE] [--table docs/INTEROP.md]
+        [--backend B] [--json FILE] [--table docs/INTEROP.md]
     python -m tests.interop.run --self [--pair CLIENT:SERVER]..     strangers against each other
 
 Exit code 0 when nothing failed, 1 otherwise, 2 for a usage error. One line a run on stdout, progress on
@@ -23,7 +23,7 @@ from tests import netns
 from tests.interop import table
 from tests.interop.cases import CASES, Case
 from tests.interop.endpoints import STRANGERS, Endpoint
-from tests.interop.ours import OURS, stoq_command
+from tests.interop.ours import OURS, OURS_BY_BACKEND, Ours, stoq_command
 from tests.interop.runner import FAIL, Result, run_case, write_json
 from tests.peers import install
 
@@ -47,6 +47,7 @@ def plan(
     directions: Sequence[str] = (),
     *,
     quick: bool | None = None,
+    ours: Ours = OURS,
 ) -> list[Planned]:
     """Ours with every chosen peer, in every chosen direction (ours as client, ours as server)."""
     planned = []
@@ -55,7 +56,7 @@ def plan(
             continue
         for peer in [STRANGERS[name] for name in peers or STRANGERS]:
             for direction in directions or DIRECTIONS:
-                client, server = (OURS, peer) if direction == "client" else (peer, OURS)
+                client, server = (ours, peer) if direction == "client" else (peer, ours)
                 planned.append(Planned(case, client, server))
     return planned
 
@@ -110,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--direction", choices=DIRECTIONS, help="what ours is (default: both)")
     parser.add_argument("--self", action="store_true", dest="strangers", help="strangers against each other")
     parser.add_argument("--pair", action="append", type=_pair, default=[], help="with --self: CLIENT:SERVER")
+    parser.add_argument("--backend", choices=list(OURS_BY_BACKEND), default="io_uring", help="of ours")
     parser.add_argument("--seed", type=int, help="instead of each combination's own")
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs at a time (default 1: they are timing-sensitive)"
@@ -136,7 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             stoq_command()
             directions = [options.direction] if options.direction else []
-            planned = plan(options.case, options.peer, directions)
+            ours = OURS_BY_BACKEND[options.backend]
+            planned = plan(options.case, options.peer, directions, ours=ours)
     except (install.InstallError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -154,7 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with options.json.open("w", encoding="ascii") as stream:
             write_json(results, stream)
     if options.table:
-        table.write(options.table, results, table.SELF_SECTION if options.strangers else table.OURS_SECTION)
+        section = table.SELF_SECTION if options.strangers else table.OURS_SECTIONS[options.backend]
+        table.write(options.table, results, section)
     failed = [result for result in results if result.verdict == FAIL]
     print(f"{len(results)} runs, {len(failed)} failed", file=sys.stderr)
     return 1 if failed else 0

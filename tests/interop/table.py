@@ -11,15 +11,17 @@ from tests.interop.cases import CASES
 from tests.interop.runner import CANNOT, FAIL, Result
 from tests.peers.install import pinned
 
-OURS_SECTION, SELF_SECTION = "ours", "strangers"
+OURS_SECTION, AFXDP_SECTION, SELF_SECTION = "ours", "afxdp", "strangers"
+OURS_SECTIONS = {"io_uring": OURS_SECTION, "afxdp": AFXDP_SECTION}
 TITLES = {
     OURS_SECTION: "## Ours against the strangers",
+    AFXDP_SECTION: "## Ours over AF_XDP against the strangers",
     SELF_SECTION: "## The strangers among themselves (the harness's own check)",
 }
 INTRODUCTION = """# Interoperability
 
-Made by `python -m tests.interop.run --table docs/INTEROP.md` (the last section with `--self`); do not edit by
-hand.
+Made by `make interop`, which runs `python -m tests.interop.run --table docs/INTEROP.md` (the second section
+with `--backend afxdp`, the last with `--self`); do not edit by hand.
 
 Every cell is a run over real UDP sockets in network namespaces of its own, through a relay that makes the
 path bad in the way the case asks for (`tests/interop/relay.py`), with ALPN `hq-interop` on IPv6. A case
@@ -93,7 +95,7 @@ def write(path: Path, results: Sequence[Result], section: str) -> None:
     """Write the document with this section new and the other as it was."""
     content = path.read_text(encoding="utf-8") if path.exists() else ""
     parts = [INTRODUCTION, _cases()]
-    for name in (OURS_SECTION, SELF_SECTION):
+    for name in (OURS_SECTION, AFXDP_SECTION, SELF_SECTION):
         begin, end = _marks(name)
         body = _section(name, results) if name == section else _old(content, name)
         parts.append(f"{begin}\n{body}{end}\n")

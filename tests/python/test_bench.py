@@ -3,6 +3,7 @@ is."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -14,9 +15,11 @@ from typing import Any
 import pytest
 from aioquic.quic.configuration import QuicConfiguration
 
-from control.bench import handshaker, processes, report, throughput, yardsticks
+from control.bench import handshaker, packets, processes, report, throughput, yardsticks
 from control.console import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from control.netns import Pair, can_make_namespaces
 from control.perf import merged
+from control.run import Place
 from dataplane.stats import PerfResult
 
 TIMEOUT = 120.0  # Seconds; a run takes ten on an idle machine.
@@ -135,6 +138,99 @@ def test_latency() -> None:
     assert result["ratio"] == pytest.approx(result["p50_us"] / result["raw_udp_p50_us"], 1e-2)
     assert result["trials"][0]["ours"]["requests"] > 0
     assert result["trials"][0]["raw_udp"]["bytes"] == 512
+
+
+# ---- AF_XDP ----
+
+packets_built = pytest.mark.skipif(
+    can_make_namespaces() is not None
+    or not all((processes.ROOT / "build" / "bench" / name).is_file() for name in packets.PROGRAMS.values()),
+    reason="AF_XDP needs root and build/bench/xskloop and build/bench/packets",
+)
+
+
+@packets_built
+def test_packets_beside_the_raw_loop() -> None:
+    result = bench("packets")
+    (trial,) = result["trials"]
+    assert [(size["mtu"], size["payload_bytes"]) for size in result["sizes"]] == list(packets.SIZES)
+    for size in result["sizes"]:
+        found = trial["sizes"][str(size["payload_bytes"])]
+        for which in (packets.RAW, packets.BACKEND):
+            assert len(found[which]["runs"]) == 2
+            for run in found[which]["runs"]:
+                # What was counted is what was sent: size and content were right.
+                assert run["sink"]["bad"] == 0
+                assert run["sink"]["bytes"] == run["generator"]["bytes"] == size["payload_bytes"]
+                assert 0 < run["sink"]["packets"] <= run["generator"]["packets"] + 4096
+            assert size[f"{which}_pps"] == found[which]["pps"] > 0
+        ours, raw = (found[which]["pps"] for which in (packets.BACKEND, packets.RAW))
+        assert size["ratio"] == pytest.approx(ours / raw, 1e-2)
+        assert size["backend_gbps"] == pytest.approx(ours * size["payload_bytes"] * 8 / 1e9, 1e-2)
+    assert result["ratio"] == result["sizes"][0]["ratio"]
+    rtt = result["rtt"]
+    assert 0 < rtt["p50_us"] <= rtt["p99_us"]
+    assert rtt["ratio"] == pytest.approx(rtt["p50_us"] / rtt["raw_p50_us"], 1e-2)
+
+
+@packets_built
+@pytest.mark.parametrize("raw_sends", [True, False])
+def test_both_loops_speak_what_the_other_takes(raw_sends: bool) -> None:
+    """And the kernel's UDP takes the raw loop's frames, so that headers and checksum are right."""
+    with Pair(1500) as pair:
+        sender, receiver = (Place(end, end.address, -1) for end in (pair.a, pair.b))
+        loops = packets.Loops(sender, receiver)
+        kernel = packets.Loops(sender, receiver, "socket")
+
+        async def one(sends: list[str], sink: list[str]) -> dict[str, Any]:
+            async with processes.running("sink", receiver, sink) as listening:
+                await listening.ready()
+                async with processes.running("generator", sender, sends) as sending:
+                    await sending.result()
+                    return await listening.result()
+
+        def argv_of(loop: packets.Loops, which: str, role: str) -> list[str]:
+            ends = (receiver, sender) if role == "sink" else (sender, receiver)
+            return loop.argv(which, role, *ends, "--bytes", "1300", "--seconds", "0.5")
+
+        first, second = (packets.RAW, packets.BACKEND) if raw_sends else (packets.BACKEND, packets.RAW)
+        sends = argv_of(loops, first, "generate")
+        crossed = asyncio.run(one(sends, argv_of(loops, second, "sink")))
+        assert crossed["bad"] == 0
+        assert crossed["packets"] > 0
+        taken = asyncio.run(one(sends, argv_of(kernel, packets.BACKEND, "sink")))
+        assert taken["io"] == "socket"
+        assert taken["bad"] == 0
+        assert taken["packets"] > 0
+
+
+@packets_built
+@built
+def test_throughput_over_afxdp_beside_the_backend_alone() -> None:
+    result = bench("throughput", "--backend", "afxdp")
+    (trial,) = result["trials"]
+    assert trial["ours"]["backend"][0].startswith("afxdp: ")
+    assert result["goodput_gbps"] == trial["ours"]["goodput_gbps"] > 0
+    assert result["packets_gbps"] == pytest.approx(result["packets_pps"] * 1452 * 8 / 1e9, 1e-2)
+    assert result["ratio"] == pytest.approx(result["goodput_gbps"] / result["packets_gbps"], 1e-2)
+    assert all(run["sink"]["bytes"] == trial["ours"]["datagram_bytes"] for run in trial["packets"]["runs"])
+
+
+@packets_built
+@built
+def test_latency_over_afxdp_beside_the_raw_loop() -> None:
+    result = bench("latency", "--backend", "afxdp")
+    (trial,) = result["trials"]
+    assert trial["ours"]["requests"] > 0
+    assert trial["raw"]["bytes"] == trial["backend"]["bytes"] == 512
+    assert 0 < result["raw_p50_us"] <= result["raw_p99_us"]
+    assert result["ratio"] == pytest.approx(result["p50_us"] / result["raw_p50_us"], 1e-2)
+
+
+def test_packets_need_namespaces() -> None:
+    here = Place(None, "::1", -1)
+    with pytest.raises(processes.BenchError, match="root"):
+        asyncio.run(packets.Loops(here, here).rate(packets.RAW, 1400, 0.5))
 
 
 def test_missing_yardstick_says_what_to_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
