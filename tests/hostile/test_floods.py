@@ -40,15 +40,15 @@ def besieged(backend: str, main: Callable[[Siege], Awaitable[None]], *, guard: b
     asyncio.run(run())
 
 
-async def endure(scene: Siege, kind: str, seconds: float = SECONDS, pps: int = PPS) -> tuple[Books, int, float]:
-    """An attack for so long, and then until a transfer beside it has carried something during it; the transfer
-    goes on before, during and after. The books, what was sent, and how long it took. Frames and verdicts
+async def endure(scene: Siege, kind: str) -> tuple[Books, int, float]:
+    """An attack of SECONDS, or longer until a transfer beside it has carried something meanwhile; it also
+    goes on before and after. The books, what was sent, and how long it took. Frames and verdicts
     agree exactly."""
     start = await scene.quiet()
     transfer = await scene.transfer()
-    attack = await scene.attack(kind, pps, FOR_EVER_FRAMES)
+    attack = await scene.attack(kind, PPS, FOR_EVER_FRAMES)
     during = scene.carried
-    await asyncio.sleep(seconds)
+    await asyncio.sleep(SECONDS)
     await scene.until_carried(during + 1)
     sent = await attack.stop()
     await scene.goes_on()
