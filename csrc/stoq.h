@@ -75,7 +75,7 @@ struct stoq_config {
     bool retry_always;
     bool test_profile; /* Serve `perf` in C when the handshake chose that ALPN. */
     bool busy_poll;    /* Never sleep. */
-    bool no_gso, no_gro, no_pacing, no_ecn;
+    bool no_gso, no_gro, no_pacing, no_ecn, no_ack_frequency;
     bool no_sandbox;    /* No seccomp filter on the workers: for sanitizers and debuggers. */
     bool guard;         /* Attach the XDP guard to `ifindex`; afxdp always does. */
     uint8_t xdp_mode;   /* STOQ_XDP_ */

@@ -19,6 +19,7 @@ struct quic_conn *quic_conn_create(struct quic_endpoint *ep, uint64_t now, bool 
     for (int i = 0; i < QUIC_SPACE_COUNT; i++)
         quic_space_init(&conn->spaces[i], config->crypto, &ep->host);
     quic_params_defaults(&conn->peer_params);
+    quic_ack_frequency_init(conn);
     quic_mtu_reset(conn);
     quic_recovery_init(conn);
     conn->recovery.pace_updated_ns = now;
@@ -225,6 +226,7 @@ size_t quic_conn_local_params(struct quic_conn *conn, uint8_t *out, size_t cap) 
     p->max_ack_delay_ms = config->max_ack_delay_ns / QUIC_MS;
     p->active_connection_id_limit = QUIC_PEER_CIDS;
     p->max_datagram_frame_size = config->max_datagram_frame;
+    p->min_ack_delay_us = quic_ack_frequency_offer(conn, p->max_ack_delay_ms);
     p->has_initial_scid = true;
     p->initial_scid = conn->initial_scid;
     if (conn->server) {
@@ -263,6 +265,7 @@ void quic_conn_set_peer_params(struct quic_conn *conn, uint64_t now, const uint8
     }
     conn->peer_params = p;
     conn->peer_params_set = true;
+    quic_ack_frequency_init(conn);
     if (p.max_idle_timeout_ms && p.max_idle_timeout_ms < conn->idle_timeout_ns / QUIC_MS) {
         conn->idle_timeout_ns = p.max_idle_timeout_ms * QUIC_MS;
         conn->idle_deadline_ns =

@@ -6,6 +6,7 @@
  *   conn_send.c    datagrams and trains: which packets, in what order             RFC 9000 sections 12, 14
  *   conn_write.c   what goes into a packet                                        RFC 9000 section 13
  *   conn_ack.c     what an acknowledged or a lost frame means                     RFC 9000 section 13.3
+ *   conn_ackfreq.c how often to acknowledge, both ways                            ack-frequency draft
  *   recovery.c     RTT, loss detection, PTO, congestion, pacing                   RFC 9002
  *   conn_streams.c stream table, limits and flow control                          RFC 9000 sections 2 to 4
  *   conn_cids.c    connection ids, both directions                                RFC 9000 section 5.1
@@ -72,6 +73,7 @@ enum quic_conn_state {
 #define QUIC_OWES_NEW_CID          0x0040u
 #define QUIC_OWES_RETIRE           0x0080u
 #define QUIC_OWES_PING             0x0100u
+#define QUIC_OWES_ACK_FREQUENCY    0x0200u
 
 struct quic_local_cid {
     uint64_t sequence;
@@ -130,6 +132,12 @@ struct quic_mtu {
     uint64_t again_ns;
 };
 
+/* What we asked of the peer with ACK_FREQUENCY; sequence 0: nothing yet. */
+struct quic_ack_ask {
+    uint64_t sequence, delay_us;
+    uint32_t threshold;
+};
+
 /* A packet that waits for keys. */
 struct quic_pending {
     uint8_t *data; /* From host->alloc, len bytes */
@@ -171,6 +179,9 @@ struct quic_conn {
     struct quic_timer timer;
     struct quic_recovery recovery;
     struct quic_mtu mtu;
+    struct quic_ack_policy ack_policy;
+    struct quic_ack_ask ack_ask;
+    uint64_t peer_ack_delay_ns; /* At most so long the peer puts off an ACK. */
 
     /* 1-RTT keys (RFC 9001 section 6). */
     uint8_t key_phase, recv_phase;   /* 0 or 1: of what we send, of what the peer sends. */
@@ -352,6 +363,17 @@ int quic_conn_frames(struct quic_conn *conn, const struct quic_packet_info *info
 int quic_conn_on_ack(struct quic_conn *conn, uint64_t now, enum quic_space_id id,
                      const struct quic_frame *ack, const char **why);
 void quic_conn_frames_lost(struct quic_conn *conn, enum quic_space_id id, const struct quic_sent_packet *p);
+
+/* conn_ackfreq.c */
+void quic_ack_frequency_init(struct quic_conn *conn); /* When the peer's parameters are known, and before. */
+/* The min_ack_delay to offer, in microseconds; QUIC_NO_MIN_ACK_DELAY: none. */
+uint64_t quic_ack_frequency_offer(const struct quic_conn *conn, uint64_t max_ack_delay_ms);
+int quic_ack_frequency_on_frame(struct quic_conn *conn, const struct quic_frame *f, const char **why);
+int quic_ack_frequency_on_immediate(struct quic_conn *conn, const char **why);
+bool quic_ack_frequency_taken(const struct quic_conn *conn); /* By the peer. */
+void quic_ack_frequency_update(struct quic_conn *conn);      /* The window may have moved. */
+void quic_ack_frequency_acked(struct quic_conn *conn, uint64_t sequence);
+void quic_ack_frequency_lost(struct quic_conn *conn, uint64_t sequence);
 
 /* recovery.c */
 void quic_recovery_init(struct quic_conn *conn);

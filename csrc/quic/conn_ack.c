@@ -17,6 +17,9 @@ static void frame_acked(struct quic_conn *conn, enum quic_space_id id, const str
     case QUIC_FRAME_ACK:
         space->ack_floor = quic_max(space->ack_floor, f->a + 1);
         break;
+    case QUIC_FRAME_ACK_FREQUENCY:
+        quic_ack_frequency_acked(conn, f->a);
+        break;
     case QUIC_FRAME_CRYPTO:
         quic_crypto_acked(&space->crypto, host, f->b, f->len);
         break;
@@ -101,8 +104,12 @@ static void frame_lost(struct quic_conn *conn, enum quic_space_id id, const stru
             conn->owes |= QUIC_OWES_RETIRE;
         }
         break;
+    case QUIC_FRAME_ACK_FREQUENCY:
+        quic_ack_frequency_lost(conn, f->a);
+        break;
     default:
-        break; /* PING, PATH_*, DATAGRAM and CONNECTION_CLOSE are not repeated because of loss. */
+        break; /* PING, IMMEDIATE_ACK, PATH_*, DATAGRAM and CONNECTION_CLOSE are not repeated because of loss.
+                */
     }
 }
 
@@ -227,6 +234,8 @@ int quic_conn_on_ack(struct quic_conn *conn, uint64_t now, enum quic_space_id id
     /* Section 6.2.1: not by a client that cannot know whether the server has validated its address. */
     if (conn->server || conn->confirmed || id != QUIC_SPACE_INITIAL)
         r->pto_count = 0;
+    if (id == QUIC_SPACE_APP)
+        quic_ack_frequency_update(conn);
     uint64_t keep = 3 * quic_recovery_pto(conn, id);
     quic_sent_trim(&space->sent, now > keep ? now - keep : 0);
     return 0;

@@ -135,6 +135,10 @@ static int one_frame(struct quic_conn *conn, const struct quic_packet_info *info
         return 0;
     case QUIC_FRAME_DATAGRAM:
         return on_datagram(conn, f, why);
+    case QUIC_FRAME_IMMEDIATE_ACK:
+        return quic_ack_frequency_on_immediate(conn, why);
+    case QUIC_FRAME_ACK_FREQUENCY:
+        return quic_ack_frequency_on_frame(conn, f, why);
     default:
         *why = "unknown frame type";
         return QUIC_FRAME_ENCODING_ERROR;

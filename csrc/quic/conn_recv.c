@@ -100,7 +100,7 @@ static void process(struct quic_conn *conn, const struct quic_packet_info *info,
     if (!space->discarded) {
         /* RFC 9000 section 13.2.1: Initial and Handshake packets are acknowledged at once. */
         quic_space_received(space, quic_host_of(conn), info->now, pn, result.eliciting, info->ecn,
-                            conn->ep->config.max_ack_delay_ns);
+                            &conn->ack_policy);
         if (id != QUIC_SPACE_APP && result.eliciting)
             space->ack_now = true;
     }

@@ -307,7 +307,7 @@ static bool send_mtu_probe(struct quic_conn *conn, uint64_t now, struct quic_tx 
         return false;
     if (!begin(&b, conn, now, QUIC_SPACE_APP, conn->active_path, tx->data, tx->data + size))
         return false;
-    *b.p++ = QUIC_FRAME_PING;
+    *b.p++ = quic_ack_frequency_taken(conn) ? QUIC_FRAME_IMMEDIATE_ACK : QUIC_FRAME_PING;
     b.eliciting = b.mtu_probe = true;
     pad(&b, b.end);
     conn->mtu.probe = size;

@@ -101,6 +101,19 @@ static void write_new_token(struct quic_packet_builder *b) {
         conn->owes &= ~QUIC_OWES_NEW_TOKEN;
 }
 
+static void write_ack_frequency(struct quic_packet_builder *b) {
+    struct quic_conn *conn = b->conn;
+    const struct quic_ack_ask *ask = &conn->ack_ask;
+    uint8_t *p = quic_put_ack_frequency(b->p, b->end, ask->sequence - 1, ask->threshold, ask->delay_us,
+                                        QUIC_PACKET_THRESHOLD);
+    struct quic_sent_frame *f = commit(b, p, QUIC_FRAME_ACK_FREQUENCY);
+    if (!f)
+        return;
+    f->a = ask->sequence;
+    conn->owes &= ~QUIC_OWES_ACK_FREQUENCY;
+    quic_count(conn, STOQ_COUNTER_ACK_FREQUENCY_SENT, 1);
+}
+
 /* A frame of one value that the connection owes. */
 static void write_owed(struct quic_packet_builder *b, uint32_t owe, uint64_t type, uint64_t value) {
     if ((b->conn->owes & owe) && !full(b) && write1(b, type, value))
@@ -122,6 +135,8 @@ static void write_connection_frames(struct quic_packet_builder *b) {
     write_owed(b, QUIC_OWES_MAX_STREAMS_UNI, QUIC_FRAME_MAX_STREAMS_UNI,
                conn->kinds[theirs | QUIC_STREAM_ID_UNI].limit);
     write_owed(b, QUIC_OWES_CONN_BLOCKED, QUIC_FRAME_DATA_BLOCKED, conn->send_max);
+    if ((conn->owes & QUIC_OWES_ACK_FREQUENCY) && !full(b))
+        write_ack_frequency(b);
     if (conn->owes & QUIC_OWES_RETIRE)
         write_retire(b);
     if (conn->owes & QUIC_OWES_NEW_CID)
@@ -310,6 +325,10 @@ void quic_write_frames(struct quic_packet_builder *b, bool only_ack) {
         return;
     write_crypto(b);
     if (b->id == QUIC_SPACE_APP) {
+        if (space->probes && b->p < b->end && quic_ack_frequency_taken(conn)) {
+            *b->p = QUIC_FRAME_IMMEDIATE_ACK;
+            commit(b, b->p + 1, QUIC_FRAME_IMMEDIATE_ACK);
+        }
         if (conn->owes)
             write_connection_frames(b);
         if (conn->owe_first)

@@ -1,5 +1,6 @@
-/* Frames: RFC 9000 section 19, RFC 9221. The parser copies nothing and keeps nothing; what it returns points
- * into the packet. STREAM and ACK, which are nearly all frames of a busy connection, come first.
+/* Frames: RFC 9000 section 19, RFC 9221, draft-ietf-quic-ack-frequency. The parser copies nothing and keeps
+ * nothing; what it returns points into the packet. STREAM and ACK, which are nearly all frames of a busy
+ * connection, come first.
  */
 #include "frame.h"
 
@@ -46,6 +47,7 @@ static const uint8_t carriers[] = {
     [QUIC_FRAME_CONNECTION_CLOSE] = I | H | Z | O,
     [QUIC_FRAME_CONNECTION_CLOSE_APP] = Z | O,
     [QUIC_FRAME_HANDSHAKE_DONE] = O,
+    [QUIC_FRAME_IMMEDIATE_ACK] = Z | O,
     [QUIC_FRAME_DATAGRAM] = Z | O,
     [QUIC_FRAME_DATAGRAM + 1] = Z | O,
 };
@@ -154,6 +156,7 @@ static bool parse_other(struct quic_reader *r, uint8_t type, struct quic_frame *
         return parse_padding(r, f);
     case QUIC_FRAME_PING:
     case QUIC_FRAME_HANDSHAKE_DONE:
+    case QUIC_FRAME_IMMEDIATE_ACK:
         return true;
     case QUIC_FRAME_RESET_STREAM:
         return take(r, &f->stream_id) && take(r, &f->code) && take(r, &f->value);
@@ -192,19 +195,28 @@ static bool parse_other(struct quic_reader *r, uint8_t type, struct quic_frame *
     }
 }
 
-/* The type is not one of those we know in one byte: which error is it? */
-static int refuse_type(struct quic_reader r, struct quic_frame *out) {
+/* The type is not one of those that we know in one byte: ACK_FREQUENCY has two; else, which error is it? */
+static int parse_long_type(struct quic_reader *r, enum quic_packet_type packet, struct quic_frame *out) {
+    struct quic_reader rest = *r;
     out->type = 0; /* Section 19.19: 0 when the type is not known. */
-    if (!quic_read_varint(&r, &out->type))
+    if (!quic_read_varint(&rest, &out->type))
         return QUIC_FRAME_ENCODING_ERROR;
-    /* Section 12.4: a type that is known must be in its shortest encoding; all we know fit one byte. */
-    bool known = out->type < sizeof carriers && carriers[out->type] != 0;
-    return known ? QUIC_PROTOCOL_VIOLATION : QUIC_FRAME_ENCODING_ERROR;
+    bool wanted = out->type == QUIC_FRAME_ACK_FREQUENCY;
+    bool known = wanted || (out->type < sizeof carriers && carriers[out->type] != 0);
+    /* Section 12.4: a type that is known must be in its shortest encoding. */
+    if (!known || (size_t)(rest.p - r->p) != quic_varint_size(out->type))
+        return known ? QUIC_PROTOCOL_VIOLATION : QUIC_FRAME_ENCODING_ERROR;
+    if (packet != QUIC_PACKET_ZERO_RTT && packet != QUIC_PACKET_ONE_RTT)
+        return QUIC_PROTOCOL_VIOLATION;
+    bool ok = take(&rest, &out->sequence) && take(&rest, &out->ack_threshold) &&
+              take(&rest, &out->ack_max_delay_us) && take(&rest, &out->ack_reorder);
+    r->p = rest.p;
+    return ok ? 0 : QUIC_FRAME_ENCODING_ERROR;
 }
 
 int quic_frame_parse(struct quic_reader *r, enum quic_packet_type packet, struct quic_frame *out) {
     if (__builtin_expect(r->p == r->end || *r->p >= sizeof carriers || carriers[*r->p] == 0, 0))
-        return refuse_type(*r, out);
+        return parse_long_type(r, packet, out);
     uint8_t type = *r->p;
     struct quic_reader rest = {r->p + 1, r->end};
     bool stream = (type & 0xf8) == QUIC_FRAME_STREAM;
@@ -260,6 +272,19 @@ uint8_t *quic_put_frame3(uint8_t *p, const uint8_t *end, uint64_t type, uint64_t
     if (!fits(p, end, n))
         return NULL;
     return quic_put_varint(quic_put_varint(quic_put_varint(quic_put_varint(p, type), a), b), c);
+}
+
+uint8_t *quic_put_ack_frequency(uint8_t *p, const uint8_t *end, uint64_t sequence, uint64_t threshold,
+                                uint64_t max_delay_us, uint64_t reorder) {
+    const uint64_t v[] = {QUIC_FRAME_ACK_FREQUENCY, sequence, threshold, max_delay_us, reorder};
+    size_t n = 0;
+    for (unsigned i = 0; i < 5; i++)
+        n += quic_varint_size(v[i]);
+    if (!fits(p, end, n))
+        return NULL;
+    for (unsigned i = 0; i < 5; i++)
+        p = quic_put_varint(p, v[i]);
+    return p;
 }
 
 uint8_t *quic_put_path_frame(uint8_t *p, const uint8_t *end, uint64_t type, const uint8_t data[8]) {

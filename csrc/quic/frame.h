@@ -1,5 +1,5 @@
-/* Frames: RFC 9000 section 19, RFC 9221. One parser for every frame type; writers for those with several
- * fields. */
+/* Frames: RFC 9000 section 19, RFC 9221, draft-ietf-quic-ack-frequency. One parser for every frame type;
+ * writers for those with several fields. */
 #ifndef STOQ_QUIC_FRAME_H
 #define STOQ_QUIC_FRAME_H
 
@@ -35,7 +35,9 @@ enum quic_frame_type {
     QUIC_FRAME_CONNECTION_CLOSE = 0x1c,
     QUIC_FRAME_CONNECTION_CLOSE_APP = 0x1d,
     QUIC_FRAME_HANDSHAKE_DONE = 0x1e,
+    QUIC_FRAME_IMMEDIATE_ACK = 0x1f,
     QUIC_FRAME_DATAGRAM = 0x30, /* and 0x31 with length */
+    QUIC_FRAME_ACK_FREQUENCY = 0xaf,
 };
 
 #define QUIC_STREAM_FIN 0x01
@@ -61,6 +63,9 @@ struct quic_frame {
     struct quic_cid cid;
     const uint8_t *reset_token;
     uint64_t close_frame_type; /* CONNECTION_CLOSE 0x1c */
+    /* ACK_FREQUENCY, with `sequence`: packets that need no ACK at once, at most how long one may be put off,
+     * and how far out of order calls for one (0: never). */
+    uint64_t ack_threshold, ack_max_delay_us, ack_reorder;
 };
 
 /* Parse the next frame. Returns 0, or the QUIC transport error (enum quic_transport_error) the RFC demands:
@@ -95,6 +100,9 @@ static inline bool quic_frame_probing(uint64_t type) {
 uint8_t *quic_put_frame1(uint8_t *p, const uint8_t *end, uint64_t type, uint64_t a);
 uint8_t *quic_put_frame2(uint8_t *p, const uint8_t *end, uint64_t type, uint64_t a, uint64_t b);
 uint8_t *quic_put_frame3(uint8_t *p, const uint8_t *end, uint64_t type, uint64_t a, uint64_t b, uint64_t c);
+/* Four values: ACK_FREQUENCY alone. */
+uint8_t *quic_put_ack_frequency(uint8_t *p, const uint8_t *end, uint64_t sequence, uint64_t threshold,
+                                uint64_t max_delay_us, uint64_t reorder);
 uint8_t *quic_put_path_frame(uint8_t *p, const uint8_t *end, uint64_t type, const uint8_t data[8]);
 uint8_t *quic_put_new_connection_id(uint8_t *p, const uint8_t *end, uint64_t sequence,
                                     uint64_t retire_prior_to, const struct quic_cid *cid,

@@ -1,5 +1,5 @@
-/* Transport parameters: RFC 9000 sections 7.3, 7.4 and 18, RFC 9221 section 3. Runs once a handshake; owns
- * nothing.
+/* Transport parameters: RFC 9000 sections 7.3, 7.4 and 18, RFC 9221 section 3, ack-frequency. Runs once a
+ * handshake; owns nothing.
  */
 #include "params.h"
 
@@ -7,7 +7,8 @@
 
 #include "varint.h"
 
-/* Parameter ids, RFC 9000 section 18.2, and RFC 9221 section 3 (the last). */
+/* Parameter ids, RFC 9000 section 18.2; RFC 9221 section 3 and draft-ietf-quic-ack-frequency section 3 (the
+ * last two). */
 enum param {
     ORIGINAL_DESTINATION_CONNECTION_ID = 0x00,
     MAX_IDLE_TIMEOUT = 0x01,
@@ -27,6 +28,7 @@ enum param {
     INITIAL_SOURCE_CONNECTION_ID = 0x0f,
     RETRY_SOURCE_CONNECTION_ID = 0x10,
     MAX_DATAGRAM_FRAME_SIZE = 0x20,
+    MIN_ACK_DELAY = 0xff04de1b,
 };
 
 /* Bounds of section 18.2. */
@@ -35,6 +37,7 @@ enum param {
 #define MAX_ACK_DELAY_MS       ((UINT64_C(1) << 14) - 1)
 #define MIN_CONNECTION_IDS     2
 #define MAX_STREAMS            (UINT64_C(1) << 60)
+#define MAX_MIN_ACK_DELAY_US   ((UINT64_C(1) << 24) - 1)
 
 /* preferred_address before its connection id: IPv4 address and port, IPv6 address and port. */
 #define PREFERRED_V4_BYTES 6
@@ -64,6 +67,8 @@ static const struct integer {
     {ACTIVE_CONNECTION_ID_LIMIT, MIN_CONNECTION_IDS, QUIC_VARINT_MAX, 2, M(active_connection_id_limit),
      "active_connection_id_limit under 2"},
     {MAX_DATAGRAM_FRAME_SIZE, 0, QUIC_VARINT_MAX, 0, M(max_datagram_frame_size), NULL},
+    {MIN_ACK_DELAY, 0, MAX_MIN_ACK_DELAY_US, QUIC_NO_MIN_ACK_DELAY, M(min_ack_delay_us),
+     "min_ack_delay of 2^24 us or more"},
 #undef M
 };
 #define INTEGER_COUNT (sizeof integers / sizeof integers[0])
@@ -286,6 +291,9 @@ int quic_params_decode(const uint8_t *data, size_t len, bool from_server, struct
         wrong = "initial_source_connection_id is absent";
     if (wrong == NULL && from_server && !out->has_original_dcid)
         wrong = "original_destination_connection_id is absent";
+    if (wrong == NULL && out->min_ack_delay_us != QUIC_NO_MIN_ACK_DELAY &&
+        out->min_ack_delay_us > out->max_ack_delay_ms * 1000)
+        wrong = "min_ack_delay over max_ack_delay";
     if (wrong == NULL)
         return 0; /* `why` stays what the caller had in mind for its own checks. */
     *why = wrong;

@@ -93,6 +93,7 @@ struct quic_config {
     uint8_t cc;                           /* enum stoq_congestion_controller; the zero value is NewReno. */
     bool no_pacing;
     bool no_ecn;
+    bool no_ack_frequency;   /* Neither offer nor use draft-ietf-quic-ack-frequency. */
     uint16_t max_datagram;   /* Largest UDP payload tried by path MTU discovery; 1452. At least 1200. */
     uint64_t initial_rtt_ns; /* 333 ms, RFC 9002 section 6.2.2. */
     uint32_t initial_window_packets; /* 10, RFC 9002 section 7.2. */

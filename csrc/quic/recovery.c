@@ -32,7 +32,7 @@ void quic_recovery_rtt(struct quic_conn *conn, uint64_t now, uint64_t sample_ns,
     }
     r->rtt_min_ns = quic_min(r->rtt_min_ns, sample_ns);
     if (conn->confirmed)
-        ack_delay_ns = quic_min(ack_delay_ns, conn->peer_params.max_ack_delay_ms * QUIC_MS);
+        ack_delay_ns = quic_min(ack_delay_ns, conn->peer_ack_delay_ns);
     uint64_t adjusted = sample_ns >= r->rtt_min_ns + ack_delay_ns ? sample_ns - ack_delay_ns : sample_ns;
     uint64_t distance =
         r->rtt_smoothed_ns > adjusted ? r->rtt_smoothed_ns - adjusted : adjusted - r->rtt_smoothed_ns;
@@ -44,7 +44,7 @@ uint64_t quic_recovery_pto(const struct quic_conn *conn, enum quic_space_id id) 
     const struct quic_recovery *r = &conn->recovery;
     uint64_t pto = r->rtt_smoothed_ns + quic_max(4 * r->rtt_var_ns, QUIC_GRANULARITY_NS);
     if (id == QUIC_SPACE_APP)
-        pto += conn->peer_params.max_ack_delay_ms * QUIC_MS;
+        pto += conn->peer_ack_delay_ns;
     return pto;
 }
 
@@ -116,9 +116,9 @@ void quic_recovery_detect_loss(struct quic_conn *conn, uint64_t now, enum quic_s
         r->ecn = QUIC_ECN_FAILED; /* Everything marked was lost: the path may drop ECT (section 13.4.2.1). */
     if (congestion && r->cc.ops->on_congestion(&r->cc, now, newest_lost_ns, false))
         quic_count(conn, STOQ_COUNTER_CONGESTION_EVENTS, 1);
-    uint64_t period = (r->rtt_smoothed_ns + quic_max(4 * r->rtt_var_ns, QUIC_GRANULARITY_NS) +
-                       conn->peer_params.max_ack_delay_ms * QUIC_MS) *
-                      PERSISTENT_CONGESTION_THRESHOLD;
+    uint64_t period =
+        (r->rtt_smoothed_ns + quic_max(4 * r->rtt_var_ns, QUIC_GRANULARITY_NS) + conn->peer_ack_delay_ns) *
+        PERSISTENT_CONGESTION_THRESHOLD;
     if (run_longest_ns > period) {
         r->cc.ops->on_persistent_congestion(&r->cc, now);
         quic_count(conn, STOQ_COUNTER_PERSISTENT_CONGESTION, 1);

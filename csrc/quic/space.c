@@ -13,6 +13,7 @@ void quic_space_init(struct quic_space *space, const struct crypto_provider *cry
     quic_ranges_init(&space->crypto.received, QUIC_CRYPTO_RANGES);
     space->ack_deadline_ns = QUIC_NEVER;
     space->largest_received = QUIC_NO_PN;
+    space->largest_told = QUIC_NO_PN;
     space->largest_acked = QUIC_NO_PN;
     space->loss_time_ns = QUIC_NEVER;
     space->keys.crypto = crypto;
@@ -44,8 +45,22 @@ void quic_space_discard(struct quic_space *space, const struct quic_host *host) 
     space->discarded = true;
 }
 
+/* draft-ietf-quic-ack-frequency section 6.2: is a missing packet, which our ACKs have not shown to be
+ * `reorder` behind, now that far behind the largest received? */
+static bool gap_to_tell(const struct quic_space *space, uint32_t reorder) {
+    const struct quic_ranges *set = &space->received;
+    uint64_t told = space->largest_told == QUIC_NO_PN ? 0 : space->largest_told + 2;
+    uint64_t first = told > reorder ? told - reorder : 0, missing = QUIC_NO_PN;
+    for (uint32_t i = set->count; i > 0 && set->v[i - 1].lo > first; i--) {
+        uint64_t below = i > 1 ? set->v[i - 2].hi : space->duplicate_below;
+        if (below < set->v[i - 1].lo)
+            missing = below > first ? below : first;
+    }
+    return missing != QUIC_NO_PN && space->largest_received >= missing + reorder;
+}
+
 void quic_space_received(struct quic_space *space, const struct quic_host *host, uint64_t now, uint64_t pn,
-                         bool eliciting, uint8_t ecn, uint64_t max_ack_delay_ns) {
+                         bool eliciting, uint8_t ecn, const struct quic_ack_policy *policy) {
     /* When the set is full (or memory is out) the oldest range goes, and with it the right to tell duplicates
      * there. */
     while (!quic_ranges_add(&space->received, host, pn, pn + 1)) {
@@ -70,12 +85,17 @@ void quic_space_received(struct quic_space *space, const struct quic_host *host,
     if (!eliciting)
         return;
     /* Section 13.2.1: at once for every second packet, for a reordered one or a gap, and for CE; else within
-     * max_ack_delay. */
+     * max_ack_delay. The peer may have asked for less. */
     space->ack_eliciting++;
-    if (space->ack_eliciting >= 2 || !in_order || ecn == 3)
+    if (space->ack_eliciting > policy->threshold || ecn == 3)
         space->ack_now = true;
+    else if (policy->reorder == 1)
+        space->ack_now |= !in_order;
+    else if (policy->reorder &&
+             (space->received.count > 1 || space->received.v[0].lo > space->duplicate_below))
+        space->ack_now |= gap_to_tell(space, policy->reorder);
     if (space->ack_deadline_ns == QUIC_NEVER)
-        space->ack_deadline_ns = now + max_ack_delay_ns;
+        space->ack_deadline_ns = now + policy->max_delay_ns;
 }
 
 uint8_t *quic_space_put_ack(struct quic_space *space, uint64_t now, uint8_t delay_exponent, bool ecn,
@@ -105,6 +125,7 @@ uint8_t *quic_space_put_ack(struct quic_space *space, uint64_t now, uint8_t dela
         p = quic_put_varint(p, space->ect1);
         p = quic_put_varint(p, space->ce);
     }
+    space->largest_told = set->v[set->count - 1].hi - 1;
     space->ack_now = false;
     space->ack_eliciting = 0;
     space->ack_deadline_ns = QUIC_NEVER;

@@ -35,11 +35,21 @@ struct quic_crypto {
     struct quic_ranges received;
 };
 
+/* When to acknowledge 1-RTT packets: RFC 9000 section 13.2, or as the peer asked with ACK_FREQUENCY
+ * (draft-ietf-quic-ack-frequency section 6). */
+struct quic_ack_policy {
+    uint64_t max_delay_ns;
+    uint32_t threshold; /* Ack-eliciting packets that need no ACK at once: 1 is every second. */
+    uint32_t reorder;   /* 1: any packet out of order calls for one; n: a gap of n; 0: none does. */
+    uint64_t sequence;  /* Of the next ACK_FREQUENCY to be believed. */
+};
+
 struct quic_space {
     /* Receiving. */
     struct quic_ranges received;
     uint64_t duplicate_below; /* Numbers below were forgotten: count as seen. */
     uint64_t largest_received, largest_received_ns;
+    uint64_t largest_told;    /* The largest number in an ACK we sent; QUIC_NO_PN: none. */
     uint64_t ack_floor;       /* The peer has our acknowledgement of everything below: not repeated. */
     uint64_t ack_deadline_ns; /* QUIC_NEVER: no ACK is owed. */
     uint32_t ack_eliciting;   /* Ack-eliciting packets since the last ACK we sent. */
@@ -77,7 +87,7 @@ static inline bool quic_space_seen(const struct quic_space *space, uint64_t pn) 
 
 /* Record a packet that was opened and processed. */
 void quic_space_received(struct quic_space *space, const struct quic_host *host, uint64_t now, uint64_t pn,
-                         bool eliciting, uint8_t ecn, uint64_t max_ack_delay_ns);
+                         bool eliciting, uint8_t ecn, const struct quic_ack_policy *policy);
 
 /* Write an ACK frame of what was received; NULL if nothing fits or nothing was received. `delay_exponent` is
  * ours. Clears what was owed. */

@@ -174,6 +174,7 @@ static void draw_config(struct prng *p, struct stoq_config *c, bool server, bool
     c->max_streams_uni = one_in(p, 3) ? prng_range(p, 1, 5) : 0;
     c->max_ack_delay_ns = pick(p, ack_delays, 5);
     c->key_update_packets = pick(p, updates, 6);
+    c->no_ack_frequency = one_in(p, 4);
     c->max_connections = 64;
     /* Address space, not memory: pages are made when first used. Enough for every window above. */
     c->metadata_bytes = 16 << 20;
@@ -379,14 +380,15 @@ void scenario_print(const struct scenario *s, FILE *out) {
     for (unsigned i = 0; i < 2; i++) {
         const struct stoq_config *c = &s->config[i];
         fprintf(out,
-                "  %s: frames %u cc %u%s%s%s%s%s iw %u max_datagram %u frame %u idle %.1f s data %llu/%llu "
+                "  %s: frames %u cc %u%s%s%s%s%s%s iw %u max_datagram %u frame %u idle %.1f s data %llu/%llu "
                 "stream "
                 "%llu/%llu "
                 "streams %llu/%llu ack_delay %.1f ms update %llu\n",
                 i ? "server" : "client", s->frame_bytes[i], c->congestion, c->no_pacing ? " no_pacing" : "",
-                c->no_ecn ? " no_ecn" : "", c->no_gso ? " no_gso" : "", c->no_gro ? " no_gro" : "",
-                i && c->retry_always ? " retry" : "", c->initial_window_packets, c->max_datagram,
-                c->max_datagram_frame, (double)c->idle_timeout_ns / 1e9, (unsigned long long)c->max_data,
+                c->no_ecn ? " no_ecn" : "", c->no_ack_frequency ? " no_ack_frequency" : "",
+                c->no_gso ? " no_gso" : "", c->no_gro ? " no_gro" : "", i && c->retry_always ? " retry" : "",
+                c->initial_window_packets, c->max_datagram, c->max_datagram_frame,
+                (double)c->idle_timeout_ns / 1e9, (unsigned long long)c->max_data,
                 (unsigned long long)c->max_data_limit, (unsigned long long)c->max_stream_data,
                 (unsigned long long)c->max_stream_data_limit, (unsigned long long)c->max_streams_bidi,
                 (unsigned long long)c->max_streams_uni, (double)c->max_ack_delay_ns / 1e6,

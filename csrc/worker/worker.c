@@ -134,6 +134,7 @@ bool worker_open_io(struct worker *w, const struct quic_addr *bind, struct stoq_
         .cc = c->congestion,
         .no_pacing = c->no_pacing,
         .no_ecn = c->no_ecn,
+        .no_ack_frequency = c->no_ack_frequency,
         .max_datagram = c->max_datagram,
         .initial_rtt_ns = c->initial_rtt_ns,
         .initial_window_packets = c->initial_window_packets,

@@ -68,6 +68,7 @@ static void defaults(void) {
     CHECK_EQ(p.max_ack_delay_ms, 25);
     CHECK_EQ(p.active_connection_id_limit, 2);
     CHECK_EQ(p.max_datagram_frame_size, 0);
+    CHECK(p.min_ack_delay_us == QUIC_NO_MIN_ACK_DELAY);
     CHECK(!p.disable_active_migration && !p.has_original_dcid && !p.has_retry_scid && !p.has_reset_token &&
           !p.has_preferred_address);
     CHECK(p.has_initial_scid);
@@ -100,6 +101,8 @@ static struct quic_params random_params(void) {
     p.max_ack_delay_ms = check_rand() % (1 << 14);
     p.active_connection_id_limit = 2 + (random_varint() >> 1);
     p.max_datagram_frame_size = random_varint();
+    if (check_rand() & 1)
+        p.min_ack_delay_us = check_rand() % (p.max_ack_delay_ms * 1000 + 1);
     p.disable_active_migration = check_rand() & 1;
     p.has_initial_scid = p.has_original_dcid = true;
     p.initial_scid = random_cid(0);
@@ -257,6 +260,8 @@ static void bounds(void) {
         {0x09, UINT64_C(1) << 60, (UINT64_C(1) << 60) + 1, "initial_max_streams_uni"},
         {0x0a, 20, 21, "ack_delay_exponent"},
         {0x0b, 16383, 16384, "max_ack_delay"},
+        {0xff04de1b, 25000, 25001, "min_ack_delay over max_ack_delay"}, /* Of 25 ms when absent. */
+        {0xff04de1b, 0, 1 << 24, "min_ack_delay of 2^24"},
         {0x0e, 2, 1, "active_connection_id_limit"},
         {0x0e, QUIC_VARINT_MAX, 0, "active_connection_id_limit"},
     };

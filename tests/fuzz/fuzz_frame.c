@@ -56,6 +56,7 @@ static uint8_t *put(uint8_t *p, const uint8_t *end, const struct quic_frame *f) 
         return p + f->len;
     case QUIC_FRAME_PING:
     case QUIC_FRAME_HANDSHAKE_DONE:
+    case QUIC_FRAME_IMMEDIATE_ACK:
         *p = (uint8_t)f->type;
         return p + 1;
     case QUIC_FRAME_ACK:
@@ -88,6 +89,9 @@ static uint8_t *put(uint8_t *p, const uint8_t *end, const struct quic_frame *f) 
     case QUIC_FRAME_DATAGRAM:
         *p = QUIC_FRAME_DATAGRAM + 1;
         return put_data(p + 1, f);
+    case QUIC_FRAME_ACK_FREQUENCY:
+        return quic_put_ack_frequency(p, end, f->sequence, f->ack_threshold, f->ack_max_delay_us,
+                                      f->ack_reorder);
     default: /* MAX_*, *_BLOCKED, RETIRE_CONNECTION_ID */
         return quic_put_frame1(p, end, f->type, f->value);
     }
@@ -106,6 +110,11 @@ static void expect_same(const struct quic_frame *a, const struct quic_frame *b) 
         break;
     case QUIC_FRAME_PING:
     case QUIC_FRAME_HANDSHAKE_DONE:
+    case QUIC_FRAME_IMMEDIATE_ACK:
+        break;
+    case QUIC_FRAME_ACK_FREQUENCY:
+        EXPECT(a->sequence == b->sequence && a->ack_threshold == b->ack_threshold);
+        EXPECT(a->ack_max_delay_us == b->ack_max_delay_us && a->ack_reorder == b->ack_reorder);
         break;
     case QUIC_FRAME_ACK_ECN:
         EXPECT(a->ect0 == b->ect0 && a->ect1 == b->ect1 && a->ce == b->ce);
