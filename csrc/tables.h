@@ -53,14 +53,13 @@
     X(VERSION_NEGOTIATION, 19, "unexpected or invalid Version Negotiation")                                  \
     X(CLOSED, 20, "connection is closing or draining")                                                       \
     X(CID_MISMATCH, 21, "coalesced packet for another connection, or source id changed")                     \
-    X(PATH_LIMIT, 22, "too many paths under validation")                                                     \
-    X(IPV4, 23, "IPv4 or v4-mapped address: STOQ is IPv6-only")                                              \
-    X(NOT_SERVER, 24, "new connection, but this endpoint does not listen")                                   \
-    X(DCID_SMALL, 25, "client's first destination connection id is under 8 bytes")                           \
-    X(MIGRATION, 26, "peer moved before the handshake was confirmed")                                        \
-    X(ZERO_RTT, 27, "0-RTT packet without early data keys")                                                  \
-    X(OTHER_WORKER, 28, "belongs to another worker whose ring is full")                                      \
-    X(RETRY_LIMIT, 29, "Initial without a token that is needed; Retry answers are rate limited")
+    X(IPV4, 22, "IPv4 or v4-mapped address: STOQ is IPv6-only")                                              \
+    X(NOT_SERVER, 23, "new connection, but this endpoint does not listen")                                   \
+    X(DCID_SMALL, 24, "client's first destination connection id is under 8 bytes")                           \
+    X(MIGRATION, 25, "peer moved before the handshake was confirmed")                                        \
+    X(ZERO_RTT, 26, "0-RTT packet without early data keys")                                                  \
+    X(OTHER_WORKER, 27, "belongs to another worker whose ring is full")                                      \
+    X(RETRY_LIMIT, 28, "Initial without a token that is needed; Retry answers are rate limited")
 
 /* Counters of one worker. Monotonic, 64 bit. */
 #define STOQ_COUNTERS(X)                                                                                     \

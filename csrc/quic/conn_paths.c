@@ -42,21 +42,26 @@ static void forget_path(struct quic_conn *conn, uint32_t index) {
     *p = (struct quic_path){0};
 }
 
+/* How much a path is worth when another needs its place. Where the peer was heard last counts (section 9.3),
+ * so that of those under validation the oldest goes first; but one that is known good is what is left when
+ * none of the new ones holds. */
+static uint64_t worth(const struct quic_conn *conn, const struct quic_path *p) {
+    if (!p->used)
+        return 0;
+    if (p->validated)
+        return conn->paths[conn->active_path].validated && !p->validating ? 1 : UINT64_MAX;
+    return p->challenge_first_ns + 2;
+}
+
 static int new_path(struct quic_conn *conn, const struct quic_addr *peer, const struct quic_addr *local) {
     int index = -1;
     for (int i = 0; i < (int)QUIC_PATHS; i++) {
-        if (!conn->paths[i].used)
+        if (i != conn->active_path &&
+            (index < 0 || worth(conn, &conn->paths[i]) < worth(conn, &conn->paths[index])))
             index = i;
     }
-    for (int i = 0; index < 0 && i < (int)QUIC_PATHS; i++) {
-        /* A validated path that is no longer active is the one to give up; one being validated is not. */
-        if (i != conn->active_path && !conn->paths[i].validating) {
-            forget_path(conn, (uint32_t)i);
-            index = i;
-        }
-    }
-    if (index < 0)
-        return -1;
+    if (conn->paths[index].used)
+        forget_path(conn, (uint32_t)index);
     struct quic_path *p = &conn->paths[index];
     const struct quic_path *active = quic_active_path(conn);
     *p = (struct quic_path){.peer = *peer, .local = *local, .used = true, .peer_cid = active->peer_cid};
@@ -95,10 +100,7 @@ int quic_path_for(struct quic_conn *conn, const struct quic_packet_info *info) {
         quic_drop(conn->ep, STOQ_DROP_MIGRATION);
         return -1;
     }
-    index = new_path(conn, info->peer, info->local);
-    if (index < 0)
-        quic_drop(conn->ep, STOQ_DROP_PATH_LIMIT);
-    return index;
+    return new_path(conn, info->peer, info->local);
 }
 
 void quic_path_validate(struct quic_conn *conn, uint64_t now, uint8_t index) {
