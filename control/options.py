@@ -46,6 +46,7 @@ class NodeOptions:
     no_gso: bool = False
     no_gro: bool = False
     no_pacing: bool = False
+    no_ack_frequency: bool = False
     no_sandbox: bool = False
     user: str | None = None
     interface: str | None = None
@@ -107,6 +108,7 @@ class NodeOptions:
             no_gso=self.no_gso,
             no_gro=self.no_gro,
             no_pacing=self.no_pacing,
+            no_ack_frequency=self.no_ack_frequency,
             no_sandbox=self.no_sandbox,
             uid=who.uid if who else 0,
             gid=who.gid if who else 0,
@@ -174,6 +176,7 @@ _NODE = [
     click.option("--no-gso", is_flag=True, help="No segmentation offload on sending."),
     click.option("--no-gro", is_flag=True, help="No receive coalescing."),
     click.option("--no-pacing", is_flag=True, help="Send bursts as the congestion window permits."),
+    click.option("--no-ack-frequency", is_flag=True, help="Neither ask for fewer ACKs nor offer to send them."),
     click.option(
         "--user",
         metavar="NAME",

@@ -118,6 +118,8 @@ def bench_group() -> None:
 @click.option("--crypto", type=click.Choice(CRYPTO_PROVIDERS), help="Crypto provider of ours.")
 @click.option("--cipher", type=click.Choice(tuple(CIPHERS)), help="Offer only this cipher.")
 @click.option("--congestion", type=click.Choice([c.key for c in CongestionController]))
+@click.option("--ack-frequency/--no-ack-frequency", default=True, help="Ask the receiver for fewer ACKs.")
+@click.option("--busy-poll", is_flag=True, help="Our workers never sleep.")
 @click.pass_obj
 def throughput_command(
     output: Output,
@@ -128,6 +130,8 @@ def throughput_command(
     crypto: str | None,
     cipher: str | None,
     congestion: str | None,
+    ack_frequency: bool,
+    busy_poll: bool,
     **options: Any,
 ) -> None:
     """Goodput of one transfer, beside the no-protocol ceiling, raw UDP, aioquic and qh3.
@@ -136,6 +140,8 @@ def throughput_command(
     output = _output(output, json_lines)
     chosen = {"--crypto": crypto, "--cipher": cipher, "--congestion": congestion}
     more = tuple(part for name, value in chosen.items() if value for part in (name, value))
+    more += () if ack_frequency else ("--no-ack-frequency",)
+    more += ("--busy-poll",) if busy_poll else ()
     settings = Settings(download=direction == "download", options=more, **options)
 
     if settings.backend == "afxdp":
