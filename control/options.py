@@ -176,7 +176,7 @@ _NODE = [
     click.option("--no-gso", is_flag=True, help="No segmentation offload on sending."),
     click.option("--no-gro", is_flag=True, help="No receive coalescing."),
     click.option("--no-pacing", is_flag=True, help="Send bursts as the congestion window permits."),
-    click.option("--no-ack-frequency", is_flag=True, help="Neither ask for fewer ACKs nor offer to send them."),
+    click.option("--no-ack-frequency", is_flag=True, help="Neither ask for fewer ACKs nor offer to."),
     click.option(
         "--user",
         metavar="NAME",

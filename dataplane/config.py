@@ -102,7 +102,8 @@ class Config:
 _SAME = (
     "max_workers", "ifindex", "guard", "first_queue", "busy_budget", "guard_cids",
     "server", "retry_always", "test_profile", "busy_poll", "no_gso", "no_gro", "no_pacing",
-    "no_ecn", "no_ack_frequency", "no_sandbox", "uid", "gid", "max_datagram", "max_datagram_frame", "max_connections",
+    "no_ecn", "no_ack_frequency", "no_sandbox", "uid", "gid", "max_datagram", "max_datagram_frame",
+    "max_connections",
     "initial_window_packets",
     "io_buffers", "socket_bytes", "max_data", "max_stream_data", "max_data_limit", "max_stream_data_limit",
     "max_streams_bidi", "max_streams_uni", "key_update_packets", "metadata_bytes", "receive_bytes",
