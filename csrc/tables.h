@@ -108,7 +108,7 @@
     X(EVENT_RING_FULL, event_ring_full, "times the event ring was full")                                     \
     X(DATAGRAMS_PASSED, datagrams_passed, "datagrams passed to the worker whose connection id they carry")   \
     X(LOOPS, loops, "turns of the worker's loop")                                                            \
-    X(SLEEPS, sleeps, "times the worker slept")                                                             \
+    X(SLEEPS, sleeps, "times the worker slept")                                                              \
     X(ACK_FREQUENCY_SENT, ack_frequency_sent, "ACK_FREQUENCY frames sent")
 
 /* What the XDP guard did with a frame, and why. Every frame that reaches the program counts exactly one of

@@ -37,7 +37,8 @@ static void one_order(struct quic_ack_policy policy) {
             continue;
         next = pn >= next ? pn + 1 : next;
         seen[pn] = true;
-        bool in_order = largest < 0 || pn == largest + 1, eliciting = check_rand() % 5, ce = check_rand() % 50 == 0;
+        bool in_order = largest < 0 || pn == largest + 1, eliciting = check_rand() % 5,
+             ce = check_rand() % 50 == 0;
         largest = pn > largest ? pn : largest;
         quic_space_received(&space, &host, 1000, (uint64_t)pn, eliciting, ce ? 3 : 0, &policy);
         if (eliciting) {
