@@ -45,6 +45,7 @@ struct guard_ip {
 /* Policy flags. */
 #define GUARD_REPLAY_FILTER 1u /* Drop exact copies of recent 1-RTT packets. */
 #define GUARD_RETRY_ALWAYS  2u /* Every Initial without a valid token is answered with Retry. */
+#define GUARD_BLOCKS        4u /* The blocklist may have entries: it has to be asked. The loader's own. */
 
 struct guard_policy {
     __u64 retry_key[2];        /* retry_token.h */
@@ -59,6 +60,10 @@ struct guard_policy {
     __u32 flags;
     __u32 cid_buckets; /* A power of two, for each worker; 0: no table, every id is known. */
     __u32 workers;
+    /* One of `addresses` with one of `ports`, as they stand in a packet, that need no look-up; port 0: none.
+     * The loader's own. */
+    __u64 near_ip[2];
+    __u32 near_port, pad;
     __u32 mirror_sample;                    /* Copy every n-th frame of a chosen verdict; 0: off, 1: all. */
     __u32 mirror_snap;                      /* Bytes of each copy; at most GUARD_SNAP_BYTES. */
     __u64 mirror_verdicts;                  /* Bit v: frames of verdict v are chosen. */

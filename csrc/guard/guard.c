@@ -2,6 +2,7 @@
  *
  * The order of guard_open matters: the program is loaded, its maps are mapped and the policy is written
  * before it is attached, so that the first frame it sees meets a whole policy. */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -236,6 +237,14 @@ bool guard_set_policy(struct guard *g, const struct guard_policy *policy, struct
     p.workers = g->policy.workers;
     if (!policy_makes_sense(&p, p.workers, why))
         return false;
+    return guard_write_policy(g, p, why);
+}
+
+bool guard_write_policy(struct guard *g, struct guard_policy p, struct guard_text *why) {
+    static const uint8_t none[16];
+    p.flags = (p.flags & ~GUARD_BLOCKS) | (g->blocks ? GUARD_BLOCKS : 0);
+    memcpy(p.near_ip, g->near_ip, sizeof p.near_ip);
+    p.near_port = memcmp(g->near_ip, none, sizeof none) != 0 ? htons(g->near_port) : 0;
     int error = bpf_map_update_elem(g->policy_fd, &(uint32_t){0}, &p, BPF_ANY);
     if (error != 0) {
         guard_text_add(why, "writing the guard's policy: ");

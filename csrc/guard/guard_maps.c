@@ -32,6 +32,13 @@ static bool is_mapped(const uint8_t ip[16]) {
     return memcmp(ip, prefix, sizeof prefix) == 0;
 }
 
+/* Bring the program what the loader keeps for it. When it cannot be written it stays as it was: then the
+ * program looks up more than it needs to, or a port or address that was removed stays ours for as long. */
+static void renew(struct guard *g) {
+    struct guard_text why = {{0}};
+    (void)guard_write_policy(g, g->policy, &why);
+}
+
 /* ---- ports and addresses ---- */
 
 bool guard_add_port(struct guard *g, uint16_t port, struct guard_text *why) {
@@ -40,12 +47,22 @@ bool guard_add_port(struct guard *g, uint16_t port, struct guard_text *why) {
     const uint8_t key[2] = {(uint8_t)(port >> 8), (uint8_t)port}; /* Network order. */
     char full[96];
     snprintf(full, sizeof full, "the guard holds %u ports and all are taken", GUARD_MAX_PORTS);
-    return entered(bpf_map_update_elem(g->ports_fd, key, &present, BPF_ANY), "adding a port to the guard",
-                   full, why);
+    if (!entered(bpf_map_update_elem(g->ports_fd, key, &present, BPF_ANY), "adding a port to the guard", full,
+                 why))
+        return false;
+    if (!g->near_port) {
+        g->near_port = port;
+        renew(g);
+    }
+    return true;
 }
 
 void guard_remove_port(struct guard *g, uint16_t port) {
     const uint8_t key[2] = {(uint8_t)(port >> 8), (uint8_t)port};
+    if (port == g->near_port) {
+        g->near_port = 0;
+        renew(g);
+    }
     bpf_map_delete_elem(g->ports_fd, key); /* Not there: that is what was asked for. */
 }
 
@@ -59,13 +76,23 @@ bool guard_add_address(struct guard *g, const uint8_t ip[16], struct guard_text 
     memcpy(key.ip, ip, sizeof key.ip);
     char full[96];
     snprintf(full, sizeof full, "the guard holds %u addresses and all are taken", GUARD_MAX_ADDRESSES);
-    return entered(bpf_map_update_elem(g->addresses_fd, &key, &present, BPF_ANY),
-                   "adding an address to the guard", full, why);
+    if (!entered(bpf_map_update_elem(g->addresses_fd, &key, &present, BPF_ANY),
+                 "adding an address to the guard", full, why))
+        return false;
+    if (memcmp(g->near_ip, unspecified, 16) == 0) {
+        memcpy(g->near_ip, ip, 16);
+        renew(g);
+    }
+    return true;
 }
 
 void guard_remove_address(struct guard *g, const uint8_t ip[16]) {
     struct guard_ip key;
     memcpy(key.ip, ip, sizeof key.ip);
+    if (memcmp(g->near_ip, ip, 16) == 0) {
+        memset(g->near_ip, 0, 16);
+        renew(g);
+    }
     bpf_map_delete_elem(g->addresses_fd, &key);
 }
 
@@ -91,13 +118,32 @@ bool guard_block(struct guard *g, const uint8_t ip[16], uint32_t bits, uint64_t 
     char full[128];
     snprintf(full, sizeof full, "the blocklist holds %u prefixes and is full: block shorter prefixes",
              GUARD_MAX_BLOCKS);
+    if (!g->blocks) { /* The program must ask before there is an answer. */
+        g->blocks = true;
+        if (!guard_write_policy(g, g->policy, why)) {
+            g->blocks = false;
+            return false;
+        }
+    }
     return entered(bpf_map_update_elem(g->blocklist_fd, &key, &value, BPF_ANY), "blocking a prefix", full,
                    why);
 }
 
+/* Entries went: when none is left the program need not ask any more. */
+static void blocks_went(struct guard *g) {
+    struct guard_prefix first;
+    if (g->blocks && bpf_map_get_next_key(g->blocklist_fd, NULL, &first) == -ENOENT) {
+        g->blocks = false;
+        renew(g);
+    }
+}
+
 bool guard_unblock(struct guard *g, const uint8_t ip[16], uint32_t bits) {
     struct guard_prefix key;
-    return prefix_of(&key, ip, bits) && bpf_map_delete_elem(g->blocklist_fd, &key) == 0;
+    if (!prefix_of(&key, ip, bits) || bpf_map_delete_elem(g->blocklist_fd, &key) != 0)
+        return false;
+    blocks_went(g);
+    return true;
 }
 
 uint32_t guard_blocks(struct guard *g, uint64_t now_ns, struct guard_prefix *prefixes,
@@ -121,6 +167,7 @@ uint32_t guard_blocks(struct guard *g, uint64_t now_ns, struct guard_prefix *pre
         }
         here = next;
     }
+    blocks_went(g);
     return n;
 }
 

@@ -38,6 +38,9 @@ struct guard {
 
     int policy_fd, verdicts_fd, ports_fd, addresses_fd, blocklist_fd, xsks_fd, mirroring_fd;
     struct guard_policy policy; /* As it stands in the map. */
+    bool blocks;                /* The blocklist may have entries. */
+    uint16_t near_port;         /* Host order; 0: none. */
+    uint8_t near_ip[16];        /* All zero: none. */
 
     int cpus; /* Possible ones: a per-CPU value has this many parts. */
     union {   /* Where one is read into. */
@@ -51,6 +54,11 @@ struct guard {
     struct ring_buffer *mirror;
     struct mirror_read *mirror_read; /* During guard_mirror_read. */
 };
+
+/* ---- guard.c ---- */
+
+/* Write `p` into the map and remember it; the fields that are the loader's own are filled in. */
+bool guard_write_policy(struct guard *g, struct guard_policy p, struct guard_text *why);
 
 /* ---- guard_kernel.c ---- */
 

@@ -57,8 +57,17 @@ static int map_fd(const struct bpf_map *map) {
     return bpf_map__fd(map);
 }
 
+/* Every test runs twice: all frames the long way, and as the loader would have it. */
+static bool near;
+
 __attribute__((unused)) static void set_policy(const struct guard_policy *p) {
-    REQUIRE(bpf_map_update_elem(map_fd(skeleton->maps.policy), &(uint32_t){0}, p, BPF_ANY) == 0);
+    struct guard_policy q = *p;
+    q.flags |= GUARD_BLOCKS;
+    if (near) {
+        memcpy(q.near_ip, our_ip, sizeof q.near_ip);
+        q.near_port = htons(PORT);
+    }
+    REQUIRE(bpf_map_update_elem(map_fd(skeleton->maps.policy), &(uint32_t){0}, &q, BPF_ANY) == 0);
 }
 
 /* The policy of most tests: no limit but that nothing unknown passes; a table of ids. */
@@ -262,6 +271,15 @@ static int run_program_tests(int argc, char **argv, const struct check_case *cas
     }
     program_fd = bpf_program__fd(skeleton->progs.stoq_guard);
     int failed = check_main(argc, argv, cases, count);
+    near = true;
+    static uint32_t slots[GUARD_REPLAY_SLOTS];
+    static uint64_t nothing[GUARD_REPLAY_SLOTS];
+    for (uint32_t i = 0; i < GUARD_REPLAY_SLOTS; i++)
+        slots[i] = i;
+    failed |= bpf_map_update_batch(map_fd(skeleton->maps.replays), slots, nothing,
+                                   &(uint32_t){GUARD_REPLAY_SLOTS}, NULL) != 0;
+    printf("again, with a port and an address that are near\n");
+    failed |= check_main(argc, argv, cases, count);
     guard_bpf__destroy(skeleton);
     return failed;
 }

@@ -74,6 +74,9 @@ static void policy_is_written_whole_or_refused(void) {
     CHECK(guard_set_policy(g, &policy, &why));
     policy.workers = 2;
     policy.cid_buckets = guard_cid_buckets(g);
+    policy.flags &= ~GUARD_BLOCKS; /* These are the loader's. */
+    memset(policy.near_ip, 0, sizeof policy.near_ip);
+    policy.near_port = 0;
     CHECK(bpf_map_lookup_elem(fd, &(uint32_t){0}, &seen) == 0);
     CHECK_MEM(&seen, &policy, sizeof policy);
 
@@ -130,6 +133,50 @@ static void ports_and_addresses_are_bounded(void) {
     CHECK(!guard_add_address(g, mapped.ip, &why) && strstr(why.text, "IPv6-only"));
     CHECK(!guard_add_address(g, none.ip, &why));
     close(fd);
+    guard_close(g);
+}
+
+/* What the loader keeps for the program's short way follows ports, addresses and blocks. */
+static void what_is_near_follows(void) {
+    struct guard *g = open_here();
+    struct guard_text why;
+    struct guard_policy p;
+    struct guard_prefix prefix;
+    struct guard_block block;
+    const uint8_t a[16] = {0xfd, [15] = 1}, b[16] = {0xfd, [15] = 2}, none[16] = {0};
+    CHECK(guard_add_port(g, 9292, &why) && guard_add_port(g, 9293, &why));
+    guard_get_policy(g, &p);
+    CHECK(p.near_port == 0); /* Without an address it means nothing. */
+    CHECK(guard_add_address(g, a, &why) && guard_add_address(g, b, &why));
+    guard_get_policy(g, &p);
+    CHECK_EQ(p.near_port, htons(9292));
+    CHECK_MEM(p.near_ip, a, 16);
+    CHECK(!(p.flags & GUARD_BLOCKS));
+    const struct guard_policy mine = {.flags = GUARD_REPLAY_FILTER | GUARD_BLOCKS};
+    CHECK(guard_set_policy(g, &mine, &why));
+    guard_get_policy(g, &p);
+    CHECK(p.near_port == htons(9292) && p.flags == GUARD_REPLAY_FILTER);
+    guard_remove_port(g, 9293); /* Another one. */
+    guard_remove_address(g, b);
+    guard_get_policy(g, &p);
+    CHECK(p.near_port == htons(9292) && memcmp(p.near_ip, a, 16) == 0);
+    guard_remove_port(g, 9292);
+    guard_get_policy(g, &p);
+    CHECK_EQ(p.near_port, 0);
+    CHECK(guard_add_port(g, 9294, &why));
+    guard_remove_address(g, a);
+    guard_get_policy(g, &p);
+    CHECK(p.near_port == 0 && memcmp(p.near_ip, none, 16) == 0);
+
+    CHECK(guard_block(g, a, 128, 1000, &why) && guard_block(g, b, 128, 2000, &why));
+    guard_get_policy(g, &p);
+    CHECK(p.flags & GUARD_BLOCKS);
+    CHECK(guard_unblock(g, b, 128));
+    guard_get_policy(g, &p);
+    CHECK(p.flags & GUARD_BLOCKS);
+    CHECK_EQ(guard_blocks(g, 1500, &prefix, &block, 1), 0); /* The last one has expired. */
+    guard_get_policy(g, &p);
+    CHECK(!(p.flags & GUARD_BLOCKS));
     guard_close(g);
 }
 
@@ -373,6 +420,7 @@ static const struct check_case cases[] = {
     {"regions_are_the_programs_map", regions_are_the_programs_map},
     {"policy_is_written_whole_or_refused", policy_is_written_whole_or_refused},
     {"ports_and_addresses_are_bounded", ports_and_addresses_are_bounded},
+    {"what_is_near_follows", what_is_near_follows},
     {"blocks_expire", blocks_expire},
     {"a_full_blocklist_refuses", a_full_blocklist_refuses},
     {"sockets_are_entered", sockets_are_entered},

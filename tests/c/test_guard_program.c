@@ -66,6 +66,8 @@ static void ours_and_others(void) {
     known_frame(&f, &s);
     f.b[f.l3] = 0x50; /* Says IPv6 and is something else. */
     EXPECT(&f, PASS_OTHER);
+    if (near)
+        return; /* The loader would have taken the port from `near` too. */
     empty_map(skeleton->maps.ports, 2);
     known_frame(&f, &s);
     EXPECT(&f, PASS_OTHER); /* A guard without a port guards nothing. */
