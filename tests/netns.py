@@ -57,13 +57,14 @@ class NetnsError(RuntimeError):
 @dataclass(frozen=True)
 class Link:
     """A veth pair between two labelled namespaces. `extra` more addresses per end follow ::1 and ::2, as
-    ::1:1.. and ::2:1..
+    ::1:1.. and ::2:1.. Both ends have `queues` receive and transmit queues.
     """
 
     a: str
     b: str
     mtu: int = 1500
     extra: int = 0
+    queues: int = 1
 
 
 def _ip(batch: Sequence[str], namespace: str | None = None) -> None:
@@ -208,9 +209,10 @@ class Network:
             pairs: list[str] = []
             for index, link in enumerate(self.links):
                 a, b = self.namespaces[link.a], self.namespaces[link.b]
+                both = f"mtu {link.mtu} numtxqueues {link.queues} numrxqueues {link.queues}"
                 pairs.append(
-                    f"link add name {self.device(link.a, index)} netns {a.name} mtu {link.mtu} type veth "
-                    f"peer name {self.device(link.b, index)} netns {b.name} mtu {link.mtu}"
+                    f"link add name {self.device(link.a, index)} netns {a.name} {both} type veth "
+                    f"peer name {self.device(link.b, index)} netns {b.name} {both}"
                 )
                 for label in (link.a, link.b):
                     device = self.device(label, index)

@@ -36,8 +36,8 @@ struct worker *worker_create(const struct worker_config *config, struct stoq_err
     w->guard_native = config->guard_native;
     w->driver_checksum = config->driver_checksum;
     w->steer = config->steer;
-    w->cid_region = w->guard ? guard_cid_region(w->guard, w->index) : NULL;
     w->index = config->index;
+    w->cid_region = w->guard ? guard_cid_region(w->guard, w->index) : NULL;
     w->count = config->count;
     sem_init(&w->released, 0, 0);
     w->event_fd = config->event_fd;
