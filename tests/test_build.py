@@ -24,7 +24,7 @@ TEST_SECONDS = 300  # Beyond, a program hangs.
 
 
 def run(program: Path, *arguments: str, seconds: float = TEST_SECONDS) -> None:
-    """Run to the end; a failure shows what it said last."""
+    """Run to the end; a failure shows what failed, and what was said last."""
     assert program.exists(), f"{program.relative_to(ROOT)} is not built: run `make test-build`"
     environment = {
         **os.environ,
@@ -42,7 +42,8 @@ def run(program: Path, *arguments: str, seconds: float = TEST_SECONDS) -> None:
         timeout=seconds,
         check=False,
     )
-    assert done.returncode == 0, f"exit code {done.returncode}; the end of its output:\n{done.stdout[-6000:]}"
+    failures = "\n".join(line for line in done.stdout.splitlines() if line.startswith("FAIL"))
+    assert done.returncode == 0, f"exit code {done.returncode}\n{failures}\n...{done.stdout[-3000:]}"
     last = done.stdout.rstrip().rpartition("\n")[2]
     if last.startswith("SKIP: "):
         pytest.skip(last.removeprefix("SKIP: "))

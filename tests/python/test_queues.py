@@ -1,5 +1,5 @@
-"""Several workers over AF_XDP, each on a queue of its own: connections spread, stay whole while workers go and
-come, and every UMEM frame has one owner afterwards."""
+"""Several workers over AF_XDP, each on a queue of its own: connections spread, stay whole while workers go
+and come, and every UMEM frame has one owner afterwards."""
 
 from __future__ import annotations
 
