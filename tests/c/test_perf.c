@@ -3,135 +3,32 @@
  * csrc/sim. */
 #include "check.h"
 
-#include "sim/script.h"
+#include "sim/pair.h"
 #include "stoq.h"
 #include "tables.h"
 
 #define MS UINT64_C(1000000)
 #define S  (1000 * MS)
 
-struct end {
-    uint64_t handle;
-    struct script tls;
-    bool connected, closed, done;
-    uint64_t failed; /* Requests, as PERF_DONE says. */
-    unsigned stream_events, done_after_closed;
-};
-
-struct pair {
-    struct stoq_sim *sim;
-    struct stoq_datapath *dp;
-    struct end ends[2];
-    struct stoq_perf_result result;
-    const char *alpn;
-};
-
-struct port {
-    struct pair *p;
-    uint32_t side;
-};
+static void run(struct pair *p, const bool *flag, uint64_t span) {
+    bool ok = pair_run(p, flag, span);
+    check_note("%s", p->why);
+    REQUIRE(ok);
+}
 
 static void command(struct pair *p, uint32_t side, struct stoq_command c, const void *data, uint32_t len) {
-    c.chunk = STOQ_NO_CHUNK;
-    if (len > 0) {
-        c.chunk = stoq_chunk_alloc(p->dp, side, len);
-        REQUIRE(c.chunk != STOQ_NO_CHUNK);
-        memcpy(stoq_send_chunk(p->dp, side, c.chunk, NULL), data, len);
-        c.len = len;
-    }
-    REQUIRE(stoq_command(p->dp, side, &c));
-}
-
-static void put(void *ctx, uint8_t type, uint8_t level, uint8_t flags, uint64_t code, const uint8_t *data,
-                uint32_t len) {
-    const struct port *port = ctx;
-    struct stoq_command c = {
-        .type = type, .level = level, .flags = flags, .code = code, .conn = port->p->ends[port->side].handle};
-    if (type == STOQ_COMMAND_HANDSHAKE_COMPLETE) {
-        data = (const uint8_t *)port->p->alpn;
-        len = (uint32_t)strlen(port->p->alpn);
-    }
-    command(port->p, port->side, c, data, len);
-}
-
-static void on_event(struct pair *p, uint32_t side, const struct stoq_event *e) {
-    struct end *end = &p->ends[side];
-    struct port port = {p, side};
-    struct script_sink sink = {&port, put};
-    const uint8_t *data =
-        e->chunk == STOQ_NO_CHUNK ? NULL : stoq_receive_chunk(p->dp, side, e->chunk) + e->chunk_offset;
-    switch (e->type) {
-    case STOQ_EVENT_CONNECTION: {
-        struct stoq_new_connection head;
-        memcpy(&head, data, sizeof head);
-        end->handle = e->conn;
-        script_start(&end->tls, side == 1, 77, data + sizeof head, head.params_len, &sink);
-        break;
-    }
-    case STOQ_EVENT_CRYPTO:
-        CHECK(script_crypto(&end->tls, e->level, data, e->len, &sink));
-        break;
-    case STOQ_EVENT_CONNECTED:
-        end->connected = true;
-        break;
-    case STOQ_EVENT_CLOSED:
-        end->closed = true;
-        break;
-    case STOQ_EVENT_PERF_DONE:
-        REQUIRE(data != NULL && e->len == sizeof p->result);
-        CHECK(!end->done && !end->closed); /* Once, and before CLOSED. */
-        memcpy(&p->result, data, sizeof p->result);
-        end->done = true;
-        end->failed = e->value;
-        break;
-    case STOQ_EVENT_STREAM_DATA:
-    case STOQ_EVENT_STREAM_ACKED:
-        end->stream_events++;
-        break;
-    default:
-        break;
-    }
-    if (e->chunk != STOQ_NO_CHUNK)
-        REQUIRE(stoq_command(p->dp, side,
-                             &(struct stoq_command){.type = STOQ_COMMAND_CHUNK_RELEASE, .chunk = e->chunk}));
-}
-
-/* Run until *flag or until `span` of virtual time is over. */
-static void run(struct pair *p, const bool *flag, uint64_t span) {
-    uint64_t until = stoq_sim_now(p->sim) + span;
-    while (!*flag && stoq_sim_now(p->sim) < until) {
-        stoq_sim_run(p->sim, until);
-        for (uint32_t side = 0; side < 2; side++) {
-            struct stoq_event e[32];
-            int n = stoq_events(p->dp, side, e, 32);
-            for (int i = 0; i < n; i++)
-                on_event(p, side, &e[i]);
-        }
-    }
+    REQUIRE(pair_command(p, side, c, data, len));
 }
 
 static void start(struct pair *p, const struct stoq_config *client, const struct stoq_config *server,
                   const struct stoq_impairment *wire) {
-    struct stoq_error error;
-    memset(p, 0, sizeof *p);
-    p->alpn = "perf";
-    p->sim = stoq_sim_open(5, client, server, wire, wire, &error);
-    if (!p->sim)
-        printf("%s\n", error.text);
-    REQUIRE(p->sim != NULL);
-    p->dp = stoq_sim_datapath(p->sim);
-    struct stoq_connect connect;
-    memset(&connect, 0, sizeof connect);
-    stoq_local_address(p->dp, 1, &connect.peer);
-    command(p, 0, (struct stoq_command){.type = STOQ_COMMAND_CONNECT}, &connect, sizeof connect);
-    run(p, &p->ends[0].connected, 10 * S);
-    REQUIRE(p->ends[0].connected);
+    bool ok = pair_open(p, client, server, wire);
+    check_note("%s", p->why);
+    REQUIRE(ok);
 }
 
 static void ask(struct pair *p, struct stoq_perf perf) {
-    p->ends[0].done = false;
-    command(p, 0, (struct stoq_command){.type = STOQ_COMMAND_PERF_START, .conn = p->ends[0].handle}, &perf,
-            sizeof perf);
+    REQUIRE(pair_ask(p, perf));
 }
 
 /* After the last connection is gone nothing may be left of it. */
@@ -149,7 +46,7 @@ static void finish(struct pair *p) {
         CHECK_EQ(stoq_send_free_bytes(p->dp, side), UINT64_C(64) << 20);
         CHECK_EQ(p->ends[side].stream_events, 0); /* All of it happened in C. */
     }
-    stoq_sim_close(p->sim);
+    pair_close(p);
 }
 
 static const struct stoq_config client_config = {0};
@@ -253,7 +150,7 @@ static void not_without_the_test_profile(void) {
     run(&p, &p.ends[0].done, 1 * S);
     CHECK(!p.ends[0].done);
     CHECK(p.ends[1].stream_events > 0);
-    stoq_sim_close(p.sim);
+    pair_close(&p);
 }
 
 static const struct check_case cases[] = {

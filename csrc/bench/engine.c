@@ -1,0 +1,156 @@
+/* The engine alone: a download over the `wire` backend, both ends on this one core, without a kernel, without
+ * a copy on the way (the wire passes the sender's buffer to the receiver), on a virtual clock.
+ *
+ *      engine [--json] [--mib N] [--trials N] [--datagram BYTES] [--crypto NAME] [--core N]
+ *
+ * Both ends' turns are timed apart, so that there is a figure for each direction of a core that does nothing
+ * else. Under callgrind (--trials 1, and `quic_endpoint_transmit`, `quic_endpoint_receive` as functions of
+ * interest) the same run gives instructions for each packet.
+ */
+#include <getopt.h>
+#include <string.h>
+
+#include "../sim/pair.h"
+#include "bench.h"
+
+#define MAX_TRIALS 100
+#define WARM_UP    (16u << 20)                 /* Bytes: until the window is wide and every pool has grown. */
+#define DELAY_NS   50000u                      /* One way; a window of some hundred packets. */
+#define FOR_EVER   (UINT64_C(3600) * BENCH_NS) /* Virtual. */
+
+struct trial {
+    double gbps, sender_ns, receiver_ns; /* Of payload; of each packet. */
+    uint64_t packets, trains, acks;
+};
+
+struct options {
+    uint32_t mib, trials, datagram_bytes;
+    const char *crypto;
+    int core;
+    bool json;
+};
+
+static uint64_t counter(struct pair *p, uint32_t side, enum stoq_counter which) {
+    uint64_t all[STOQ_COUNTER_COUNT];
+    stoq_counters(p->dp, side, all, STOQ_COUNTER_COUNT);
+    return all[which];
+}
+
+/* As stoq_sim_run, with a clock around each turn. */
+static bool timed(struct pair *p, int64_t ns[2]) {
+    struct stoq_sim *sim = p->sim;
+    const bool *done = &p->ends[SIM_CLIENT].done;
+    for (bool all = true; !*done; all = sim_events_waiting(sim)) {
+        if (all && !pair_events(p))
+            return false;
+        for (uint32_t i = 0; i < 2; i++) {
+            if (!all && sim->next_ns[i] > sim->now_ns && !wire_net_ready(sim->net, i))
+                continue;
+            int64_t start = bench_now_ns();
+            sim_turn(sim, i);
+            ns[i] += bench_now_ns() - start;
+        }
+        if (!sim_events_waiting(sim))
+            sim_advance(sim, sim->now_ns + FOR_EVER);
+    }
+    return true;
+}
+
+static void download(struct pair *p, uint64_t bytes, struct trial *t) {
+    int64_t ns[2] = {0, 0};
+    uint64_t packets = counter(p, SIM_SERVER, STOQ_COUNTER_PACKETS_SENT);
+    uint64_t trains = counter(p, SIM_SERVER, STOQ_COUNTER_TRAINS_SENT);
+    uint64_t acks = counter(p, SIM_CLIENT, STOQ_COUNTER_ACKS_SENT);
+    bool ok = pair_ask(p, (struct stoq_perf){.download_bytes = bytes, .streams = 1, .requests = 1});
+    int64_t start = bench_now_ns();
+    ok = ok && timed(p, ns);
+    int64_t took = bench_now_ns() - start;
+    if (!ok)
+        bench_fail("the transfer failed: %s", p->why);
+    if (p->result.bytes_received != bytes)
+        bench_fail("%llu bytes arrived of %llu", (unsigned long long)p->result.bytes_received,
+                   (unsigned long long)bytes);
+    t->packets = counter(p, SIM_SERVER, STOQ_COUNTER_PACKETS_SENT) - packets;
+    t->trains = counter(p, SIM_SERVER, STOQ_COUNTER_TRAINS_SENT) - trains;
+    t->acks = counter(p, SIM_CLIENT, STOQ_COUNTER_ACKS_SENT) - acks;
+    t->gbps = (double)bytes * 8 / (double)took;
+    t->sender_ns = (double)ns[SIM_SERVER] / (double)t->packets;
+    t->receiver_ns = (double)ns[SIM_CLIENT] / (double)t->packets;
+}
+
+static void report(const struct options *o, const struct trial *t) {
+    if (!o->json) {
+        for (uint32_t i = 0; i < o->trials; i++)
+            printf("%6.2f Gbit/s both ends on one core; sender %6.1f ns a packet, receiver %6.1f; %llu "
+                   "packets in %llu "
+                   "trains, %llu ACKs\n",
+                   t[i].gbps, t[i].sender_ns, t[i].receiver_ns, (unsigned long long)t[i].packets,
+                   (unsigned long long)t[i].trains, (unsigned long long)t[i].acks);
+        return;
+    }
+    printf("{\"datagram_bytes\": %u, \"mib\": %u, \"trials\": [", o->datagram_bytes, o->mib);
+    for (uint32_t i = 0; i < o->trials; i++)
+        printf("%s{\"gbps\": %.3f, \"sender_ns\": %.1f, \"receiver_ns\": %.1f, \"packets\": %llu, "
+               "\"trains\": %llu, "
+               "\"acks\": %llu}",
+               i ? ", " : "", t[i].gbps, t[i].sender_ns, t[i].receiver_ns, (unsigned long long)t[i].packets,
+               (unsigned long long)t[i].trains, (unsigned long long)t[i].acks);
+    printf("]}\n");
+}
+
+static struct options parse(int argc, char **argv) {
+    enum { JSON = 1, MIB, TRIALS, DATAGRAM, CRYPTO, CORE, HELP };
+    static const struct option known[] = {
+        {"json", no_argument, NULL, JSON},           {"mib", required_argument, NULL, MIB},
+        {"trials", required_argument, NULL, TRIALS}, {"datagram", required_argument, NULL, DATAGRAM},
+        {"crypto", required_argument, NULL, CRYPTO}, {"core", required_argument, NULL, CORE},
+        {"help", no_argument, NULL, HELP},           {0},
+    };
+    struct options o = {.mib = 512, .trials = 5, .datagram_bytes = 1350, .crypto = "auto", .core = -1};
+    for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) {
+        switch (c) {
+        case JSON:
+            o.json = true;
+            break;
+        case MIB:
+            o.mib = (uint32_t)bench_number("--mib", optarg, 1, 1 << 20);
+            break;
+        case TRIALS:
+            o.trials = (uint32_t)bench_number("--trials", optarg, 1, MAX_TRIALS);
+            break;
+        case DATAGRAM:
+            o.datagram_bytes = (uint32_t)bench_number("--datagram", optarg, 1200, 65527);
+            break;
+        case CRYPTO:
+            o.crypto = optarg;
+            break;
+        case CORE:
+            o.core = (int)bench_number("--core", optarg, 0, 1023);
+            break;
+        default:
+            fprintf(c == HELP ? stdout : stderr, "usage: engine [--json] [--mib N] [--trials N] [--datagram "
+                                                 "BYTES] [--crypto NAME] [--core N]\n");
+            exit(c == HELP ? 0 : 2);
+        }
+    }
+    return o;
+}
+
+int main(int argc, char **argv) {
+    struct options o = parse(argc, argv);
+    static struct trial trials[MAX_TRIALS];
+    struct trial ignored;
+    struct pair p;
+    bench_pin(o.core);
+    const struct stoq_config client = {.crypto = o.crypto, .max_datagram = (uint16_t)o.datagram_bytes};
+    const struct stoq_config server = {
+        .crypto = o.crypto, .max_datagram = (uint16_t)o.datagram_bytes, .test_profile = true};
+    if (!pair_open(&p, &client, &server, &(struct stoq_impairment){.delay_ns = DELAY_NS}))
+        bench_fail("%s", p.why);
+    download(&p, WARM_UP, &ignored);
+    for (uint32_t i = 0; i < o.trials; i++)
+        download(&p, (uint64_t)o.mib << 20, &trials[i]);
+    report(&o, trials);
+    pair_close(&p);
+    return 0;
+}
