@@ -1,7 +1,7 @@
 /* The engine alone: a download over the `wire` backend, both ends on this one core, without a kernel, without
  * a copy on the way (the wire passes the sender's buffer to the receiver), on a virtual clock.
  *
- *      engine [--json] [--mib N] [--trials N] [--datagram BYTES] [--crypto NAME] [--core N]
+ *      engine [--json] [--mib N] [--trials N] [--datagram BYTES] [--crypto NAME] [--cipher NAME] [--core N]
  *
  * Both ends' turns are timed apart, so that there is a figure for each direction of a core that does nothing
  * else. Under callgrind (--trials 1, and `quic_endpoint_transmit`, `quic_endpoint_receive` as functions of
@@ -10,6 +10,7 @@
 #include <getopt.h>
 #include <string.h>
 
+#include "../crypto/crypto.h"
 #include "../sim/pair.h"
 #include "bench.h"
 
@@ -17,6 +18,11 @@
 #define WARM_UP    (16u << 20)                 /* Bytes: until the window is wide and every pool has grown. */
 #define DELAY_NS   50000u                      /* One way; a window of some hundred packets. */
 #define FOR_EVER   (UINT64_C(3600) * BENCH_NS) /* Virtual. */
+
+/* By enum crypto_aead; the names are those of `stoq bench`. */
+static const char *const ciphers[CRYPTO_AEAD_COUNT] = {[CRYPTO_AES_128_GCM] = "aes128",
+                                                       [CRYPTO_AES_256_GCM] = "aes256",
+                                                       [CRYPTO_CHACHA20_POLY1305] = "chacha20"};
 
 struct trial {
     double gbps, sender_ns, receiver_ns; /* Of payload; of each packet. */
@@ -26,7 +32,7 @@ struct trial {
 struct options {
     uint32_t mib, trials, datagram_bytes;
     const char *crypto;
-    int core;
+    int core, aead;
     bool json;
 };
 
@@ -88,7 +94,8 @@ static void report(const struct options *o, const struct trial *t) {
                    (unsigned long long)t[i].trains, (unsigned long long)t[i].acks);
         return;
     }
-    printf("{\"datagram_bytes\": %u, \"mib\": %u, \"trials\": [", o->datagram_bytes, o->mib);
+    printf("{\"datagram_bytes\": %u, \"mib\": %u, \"cipher\": \"%s\", \"trials\": [", o->datagram_bytes,
+           o->mib, ciphers[o->aead]);
     for (uint32_t i = 0; i < o->trials; i++)
         printf("%s{\"gbps\": %.3f, \"sender_ns\": %.1f, \"receiver_ns\": %.1f, \"packets\": %llu, "
                "\"trains\": %llu, "
@@ -98,13 +105,25 @@ static void report(const struct options *o, const struct trial *t) {
     printf("]}\n");
 }
 
+static int cipher(const char *name) {
+    for (int i = 0; i < CRYPTO_AEAD_COUNT; i++)
+        if (strcmp(name, ciphers[i]) == 0)
+            return i;
+    bench_fail("--cipher is aes128, aes256 or chacha20, not %s", name);
+}
+
 static struct options parse(int argc, char **argv) {
-    enum { JSON = 1, MIB, TRIALS, DATAGRAM, CRYPTO, CORE, HELP };
+    enum { JSON = 1, MIB, TRIALS, DATAGRAM, CRYPTO, CIPHER, CORE, HELP };
     static const struct option known[] = {
-        {"json", no_argument, NULL, JSON},           {"mib", required_argument, NULL, MIB},
-        {"trials", required_argument, NULL, TRIALS}, {"datagram", required_argument, NULL, DATAGRAM},
-        {"crypto", required_argument, NULL, CRYPTO}, {"core", required_argument, NULL, CORE},
-        {"help", no_argument, NULL, HELP},           {0},
+        {"json", no_argument, NULL, JSON},
+        {"mib", required_argument, NULL, MIB},
+        {"trials", required_argument, NULL, TRIALS},
+        {"datagram", required_argument, NULL, DATAGRAM},
+        {"crypto", required_argument, NULL, CRYPTO},
+        {"core", required_argument, NULL, CORE},
+        {"cipher", required_argument, NULL, CIPHER},
+        {"help", no_argument, NULL, HELP},
+        {0},
     };
     struct options o = {.mib = 512, .trials = 5, .datagram_bytes = 1350, .crypto = "auto", .core = -1};
     for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) {
@@ -124,12 +143,16 @@ static struct options parse(int argc, char **argv) {
         case CRYPTO:
             o.crypto = optarg;
             break;
+        case CIPHER:
+            o.aead = cipher(optarg);
+            break;
         case CORE:
             o.core = (int)bench_number("--core", optarg, 0, 1023);
             break;
         default:
             fprintf(c == HELP ? stdout : stderr, "usage: engine [--json] [--mib N] [--trials N] [--datagram "
-                                                 "BYTES] [--crypto NAME] [--core N]\n");
+                                                 "BYTES] [--crypto NAME] "
+                                                 "[--cipher aes128|aes256|chacha20] [--core N]\n");
             exit(c == HELP ? 0 : 2);
         }
     }
@@ -145,7 +168,7 @@ int main(int argc, char **argv) {
     const struct stoq_config client = {.crypto = o.crypto, .max_datagram = (uint16_t)o.datagram_bytes};
     const struct stoq_config server = {
         .crypto = o.crypto, .max_datagram = (uint16_t)o.datagram_bytes, .test_profile = true};
-    if (!pair_open(&p, &client, &server, &(struct stoq_impairment){.delay_ns = DELAY_NS}))
+    if (!pair_open(&p, o.aead, &client, &server, &(struct stoq_impairment){.delay_ns = DELAY_NS}))
         bench_fail("%s", p.why);
     download(&p, WARM_UP, &ignored);
     for (uint32_t i = 0; i < o.trials; i++)

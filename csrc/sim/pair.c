@@ -6,7 +6,6 @@
 
 #define CONNECT_NS UINT64_C(10000000000)
 #define SEED       5
-#define TLS_SEED   77
 #define MAX_EVENTS 32
 
 static const char alpn[] = "perf";
@@ -57,7 +56,7 @@ static void on_event(struct pair *p, uint32_t side, const struct stoq_event *e) 
         struct stoq_new_connection head;
         memcpy(&head, data, sizeof head);
         end->handle = e->conn;
-        script_start(&end->tls, side == SIM_SERVER, TLS_SEED, data + sizeof head, head.params_len, &sink);
+        script_start(&end->tls, side == SIM_SERVER, p->tls_seed, data + sizeof head, head.params_len, &sink);
         break;
     }
     case STOQ_EVENT_CRYPTO:
@@ -111,10 +110,12 @@ bool pair_run(struct pair *p, const bool *flag, uint64_t span_ns) {
     return true;
 }
 
-bool pair_open(struct pair *p, const struct stoq_config *client, const struct stoq_config *server,
+bool pair_open(struct pair *p, int aead, const struct stoq_config *client, const struct stoq_config *server,
                const struct stoq_impairment *wire) {
     struct stoq_error error;
     memset(p, 0, sizeof *p);
+    for (p->tls_seed = 77; script_aead(p->tls_seed) != aead;)
+        p->tls_seed++;
     p->sim = stoq_sim_open(SEED, client, server, wire, wire, &error);
     if (!p->sim)
         return fail(p, error.text);

@@ -22,12 +22,14 @@ struct pair {
     struct stoq_datapath *dp;
     struct pair_end ends[2]; /* SIM_CLIENT, SIM_SERVER */
     struct stoq_perf_result result;
-    char why[512]; /* What went wrong; "" when nothing has. */
+    uint64_t tls_seed; /* Decides, among others, on the cipher: script_aead. */
+    char why[512];     /* What went wrong; "" when nothing has. */
 };
 
-/* False with `why`: no memory, a configuration that is refused, or no connection within ten virtual seconds.
+/* With this cipher (enum crypto_aead). False with `why`: no memory, a configuration that is refused, or no
+ * connection within ten virtual seconds.
  */
-bool pair_open(struct pair *p, const struct stoq_config *client, const struct stoq_config *server,
+bool pair_open(struct pair *p, int aead, const struct stoq_config *client, const struct stoq_config *server,
                const struct stoq_impairment *wire);
 void pair_close(struct pair *p);
 /* A command of `side`, with `len` bytes of data. False with `why`: the pool or the ring is full. */

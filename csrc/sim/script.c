@@ -43,6 +43,10 @@ static enum crypto_aead aead_of(const struct script *s) {
     return (enum crypto_aead)(draw(s, 3) % CRYPTO_AEAD_COUNT);
 }
 
+int script_aead(uint64_t seed) {
+    return aead_of(&(struct script){.seed = seed});
+}
+
 /* FNV-1a, 64 bit: notices any changed, missing or repeated byte well enough. */
 static uint64_t checksum(const uint8_t *data, size_t len) {
     uint64_t h = 0xcbf29ce484222325u;

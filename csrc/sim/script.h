@@ -56,6 +56,8 @@ struct script {
     char why[96];
 };
 
+/* The AEAD that a connection of this seed agrees on (enum crypto_aead). */
+int script_aead(uint64_t seed);
 /* Begin; a client sends its ClientHello. `seed` of a server is ignored. */
 void script_start(struct script *s, bool server, uint64_t seed, const uint8_t *params, uint32_t params_len,
                   const struct script_sink *sink);

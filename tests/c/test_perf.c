@@ -3,6 +3,7 @@
  * csrc/sim. */
 #include "check.h"
 
+#include "crypto/crypto.h"
 #include "sim/pair.h"
 #include "stoq.h"
 #include "tables.h"
@@ -22,7 +23,7 @@ static void command(struct pair *p, uint32_t side, struct stoq_command c, const 
 
 static void start(struct pair *p, const struct stoq_config *client, const struct stoq_config *server,
                   const struct stoq_impairment *wire) {
-    bool ok = pair_open(p, client, server, wire);
+    bool ok = pair_open(p, CRYPTO_AES_256_GCM, client, server, wire);
     check_note("%s", p->why);
     REQUIRE(ok);
 }
