@@ -23,7 +23,7 @@ T       ?= 60
 
 RUN_PACKAGES  := gcc libc6-dev pkg-config python3 python3-venv python3-dev liburing-dev libssl-dev iproute2 ethtool \
                  util-linux clang-16 libbpf-dev libxdp-dev bpftool linux-libc-dev
-TEST_PACKAGES := clang-format-16 libclang-rt-16-dev tshark
+TEST_PACKAGES := clang-format-16 libclang-rt-16-dev tshark valgrind
 ifeq ($(shell uname -m),x86_64)
 RUN_PACKAGES  += libipsec-mb-dev
 endif

@@ -4,8 +4,7 @@
  *      engine [--json] [--mib N] [--trials N] [--datagram BYTES] [--crypto NAME] [--cipher NAME] [--core N]
  *
  * Both ends' turns are timed apart, so that there is a figure for each direction of a core that does nothing
- * else. Under callgrind (--trials 1, and `quic_endpoint_transmit`, `quic_endpoint_receive` as functions of
- * interest) the same run gives instructions for each packet.
+ * else. Under callgrind the same run gives instructions for each packet (tests/python/test_instructions.py).
  */
 #include <getopt.h>
 #include <string.h>
@@ -84,7 +83,7 @@ static void download(struct pair *p, uint64_t bytes, struct trial *t) {
     t->receiver_ns = (double)ns[SIM_CLIENT] / (double)t->packets;
 }
 
-static void report(const struct options *o, const struct trial *t) {
+static void report(const struct options *o, const struct trial *t, uint64_t in_all) {
     if (!o->json) {
         for (uint32_t i = 0; i < o->trials; i++)
             printf("%6.2f Gbit/s both ends on one core; sender %6.1f ns a packet, receiver %6.1f; %llu "
@@ -102,7 +101,7 @@ static void report(const struct options *o, const struct trial *t) {
                "\"acks\": %llu}",
                i ? ", " : "", t[i].gbps, t[i].sender_ns, t[i].receiver_ns, (unsigned long long)t[i].packets,
                (unsigned long long)t[i].trains, (unsigned long long)t[i].acks);
-    printf("]}\n");
+    printf("], \"packets_in_all\": %llu}\n", (unsigned long long)in_all);
 }
 
 static int cipher(const char *name) {
@@ -173,7 +172,7 @@ int main(int argc, char **argv) {
     download(&p, WARM_UP, &ignored);
     for (uint32_t i = 0; i < o.trials; i++)
         download(&p, (uint64_t)o.mib << 20, &trials[i]);
-    report(&o, trials);
+    report(&o, trials, counter(&p, SIM_SERVER, STOQ_COUNTER_PACKETS_SENT));
     pair_close(&p);
     return 0;
 }
