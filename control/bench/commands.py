@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from control import devcerts
-from control.bench import handshake, latency, packets, throughput
+from control.bench import engine, handshake, latency, packets, throughput
 from control.bench.report import rounded
 from control.bench.throughput import Bench, Settings
 from control.console import Output, run_async
@@ -219,3 +219,27 @@ def packets_command(
     output = _output(output, json_lines)
     main = _bench(output, Settings(**options), cores, "packets", packets.measure, packets.rows)
     raise SystemExit(run_async(output, main))
+
+
+@bench_group.command("engine")
+@_COMMON[0]
+@_COMMON[1]
+@click.option("--mib", type=click.IntRange(1, 1 << 20), default=512, show_default=True, help="In each trial.")
+@click.option(
+    "--datagram", type=click.IntRange(1200, 65527), default=1350, show_default=True, help="Bytes of a packet."
+)
+@click.option("--cipher", type=click.Choice(tuple(CIPHERS)), default="aes128", show_default=True)
+@click.option("--crypto", type=click.Choice(CRYPTO_PROVIDERS), default="auto", show_default=True)
+@click.option("--core", type=int, default=None, help="Both ends'; default: the last.")
+@click.pass_obj
+def engine_command(output: Output, /, json_lines: bool, core: int | None, **options: Any) -> None:
+    """The engine alone, in memory, both ends on one core, beside the AEAD alone."""
+    output = _output(output, json_lines)
+    settings = engine.Settings(core=engine.default_core() if core is None else core, **options)
+
+    async def main() -> None:
+        report = await engine.measure(settings)
+        output.table("engine", engine.rows(report))
+        output.event("result", **rounded(report))
+
+    raise SystemExit(run_async(output, main()))

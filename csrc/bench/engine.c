@@ -1,7 +1,8 @@
 /* The engine alone: a download over the `wire` backend, both ends on this one core, without a kernel, without
  * a copy on the way (the wire passes the sender's buffer to the receiver), on a virtual clock.
  *
- *      engine [--json] [--mib N] [--trials N] [--datagram BYTES] [--crypto NAME] [--cipher NAME] [--core N]
+ *      engine [--json] [--only] [--mib N] [--trials N] [--datagram BYTES] [--crypto NAME] [--cipher NAME]
+ * [--core N]
  *
  * Both ends' turns are timed apart, so that there is a figure for each direction of a core that does nothing
  * else. Under callgrind the same run gives instructions for each packet (tests/python/test_instructions.py).
@@ -26,19 +27,68 @@ static const char *const ciphers[CRYPTO_AEAD_COUNT] = {[CRYPTO_AES_128_GCM] = "a
 struct trial {
     double gbps, sender_ns, receiver_ns; /* Of payload; of each packet. */
     uint64_t packets, trains, acks;
+    double alone_gbps, seal_ns, open_ns; /* The yardstick's. */
 };
 
 struct options {
     uint32_t mib, trials, datagram_bytes;
     const char *crypto;
     int core, aead;
-    bool json;
+    bool json, only;
 };
 
 static uint64_t counter(struct pair *p, uint32_t side, enum stoq_counter which) {
     uint64_t all[STOQ_COUNTER_COUNT];
     stoq_counters(p->dp, side, all, STOQ_COUNTER_COUNT);
     return all[which];
+}
+
+/* The yardstick: trains of such packets sealed, masked and opened in place by the same provider, and nothing
+ * else. What the engine adds to that is the protocol. */
+static void alone(const struct options *o, struct trial *t) {
+    enum { HEADER = 13, STATE = 4096 }; /* First byte, id, four bytes of packet number. */
+    static _Alignas(64) uint8_t aead[STATE], hp[STATE];
+    const struct crypto_provider *c = crypto_provider_by_name(o->crypto);
+    const uint8_t key[32] = {1};
+    if (!c || c->aead_bytes > STATE || c->hp_bytes > STATE || !c->aead_init(aead, o->aead, key) ||
+        !c->hp_init(hp, o->aead, key))
+        bench_fail("crypto provider %s has no %s here", o->crypto, ciphers[o->aead]);
+    size_t len = o->datagram_bytes - HEADER - CRYPTO_TAG_BYTES;
+    uint32_t train =
+        65535 / o->datagram_bytes < CRYPTO_HP_BATCH ? 65535 / o->datagram_bytes : CRYPTO_HP_BATCH;
+    uint8_t *buffer = calloc(train, o->datagram_bytes), nonce[CRYPTO_NONCE_BYTES] = {0};
+    uint8_t masks[CRYPTO_HP_BATCH][CRYPTO_MASK_BYTES];
+    const uint8_t *samples[CRYPTO_HP_BATCH];
+    if (!buffer)
+        bench_fail("no memory");
+    int64_t sealing = 0, opening = 0, until = bench_now_ns() + BENCH_NS / 5;
+    uint64_t packets = 0, bad = 0;
+    for (uint32_t i = 0; i < train; i++)
+        samples[i] = buffer + (size_t)i * o->datagram_bytes + HEADER;
+    for (int64_t start = bench_now_ns(), middle; start < until; packets += train) {
+        for (uint32_t i = 0; i < train; i++) {
+            uint8_t *p = buffer + (size_t)i * o->datagram_bytes;
+            nonce[0] = (uint8_t)i;
+            c->seal(aead, nonce, p, HEADER, p + HEADER, len, p + HEADER);
+        }
+        c->hp_mask(hp, samples, masks, train);
+        sealing += (middle = bench_now_ns()) - start;
+        c->hp_mask(hp, samples, masks, train);
+        for (uint32_t i = 0; i < train; i++) {
+            uint8_t *p = buffer + (size_t)i * o->datagram_bytes;
+            nonce[0] = (uint8_t)i;
+            bad += !c->open(aead, nonce, p, HEADER, p + HEADER, len + CRYPTO_TAG_BYTES, p + HEADER);
+        }
+        opening += (start = bench_now_ns()) - middle;
+    }
+    if (bad)
+        bench_fail("a packet of the yardstick did not open");
+    t->seal_ns = (double)sealing / (double)packets;
+    t->open_ns = (double)opening / (double)packets;
+    t->alone_gbps = (double)len * 8 / (t->seal_ns + t->open_ns);
+    c->aead_clear(aead);
+    c->hp_clear(hp);
+    free(buffer);
 }
 
 /* As stoq_sim_run, with a clock around each turn. */
@@ -88,9 +138,10 @@ static void report(const struct options *o, const struct trial *t, uint64_t in_a
         for (uint32_t i = 0; i < o->trials; i++)
             printf("%6.2f Gbit/s both ends on one core; sender %6.1f ns a packet, receiver %6.1f; %llu "
                    "packets in %llu "
-                   "trains, %llu ACKs\n",
+                   "trains, %llu ACKs; AEAD alone %.2f Gbit/s, %.1f + %.1f ns\n",
                    t[i].gbps, t[i].sender_ns, t[i].receiver_ns, (unsigned long long)t[i].packets,
-                   (unsigned long long)t[i].trains, (unsigned long long)t[i].acks);
+                   (unsigned long long)t[i].trains, (unsigned long long)t[i].acks, t[i].alone_gbps,
+                   t[i].seal_ns, t[i].open_ns);
         return;
     }
     printf("{\"datagram_bytes\": %u, \"mib\": %u, \"cipher\": \"%s\", \"trials\": [", o->datagram_bytes,
@@ -98,9 +149,10 @@ static void report(const struct options *o, const struct trial *t, uint64_t in_a
     for (uint32_t i = 0; i < o->trials; i++)
         printf("%s{\"gbps\": %.3f, \"sender_ns\": %.1f, \"receiver_ns\": %.1f, \"packets\": %llu, "
                "\"trains\": %llu, "
-               "\"acks\": %llu}",
+               "\"acks\": %llu, \"alone_gbps\": %.3f, \"seal_ns\": %.1f, \"open_ns\": %.1f}",
                i ? ", " : "", t[i].gbps, t[i].sender_ns, t[i].receiver_ns, (unsigned long long)t[i].packets,
-               (unsigned long long)t[i].trains, (unsigned long long)t[i].acks);
+               (unsigned long long)t[i].trains, (unsigned long long)t[i].acks, t[i].alone_gbps, t[i].seal_ns,
+               t[i].open_ns);
     printf("], \"packets_in_all\": %llu}\n", (unsigned long long)in_all);
 }
 
@@ -112,9 +164,10 @@ static int cipher(const char *name) {
 }
 
 static struct options parse(int argc, char **argv) {
-    enum { JSON = 1, MIB, TRIALS, DATAGRAM, CRYPTO, CIPHER, CORE, HELP };
+    enum { JSON = 1, ONLY, MIB, TRIALS, DATAGRAM, CRYPTO, CIPHER, CORE, HELP };
     static const struct option known[] = {
         {"json", no_argument, NULL, JSON},
+        {"only", no_argument, NULL, ONLY},
         {"mib", required_argument, NULL, MIB},
         {"trials", required_argument, NULL, TRIALS},
         {"datagram", required_argument, NULL, DATAGRAM},
@@ -129,6 +182,9 @@ static struct options parse(int argc, char **argv) {
         switch (c) {
         case JSON:
             o.json = true;
+            break;
+        case ONLY:
+            o.only = true;
             break;
         case MIB:
             o.mib = (uint32_t)bench_number("--mib", optarg, 1, 1 << 20);
@@ -149,9 +205,10 @@ static struct options parse(int argc, char **argv) {
             o.core = (int)bench_number("--core", optarg, 0, 1023);
             break;
         default:
-            fprintf(c == HELP ? stdout : stderr, "usage: engine [--json] [--mib N] [--trials N] [--datagram "
-                                                 "BYTES] [--crypto NAME] "
-                                                 "[--cipher aes128|aes256|chacha20] [--core N]\n");
+            fprintf(c == HELP ? stdout : stderr,
+                    "usage: engine [--json] [--only] [--mib N] [--trials N] [--datagram "
+                    "BYTES] [--crypto NAME] "
+                    "[--cipher aes128|aes256|chacha20] [--core N]\n");
             exit(c == HELP ? 0 : 2);
         }
     }
@@ -170,8 +227,11 @@ int main(int argc, char **argv) {
     if (!pair_open(&p, o.aead, &client, &server, &(struct stoq_impairment){.delay_ns = DELAY_NS}))
         bench_fail("%s", p.why);
     download(&p, WARM_UP, &ignored);
-    for (uint32_t i = 0; i < o.trials; i++)
+    for (uint32_t i = 0; i < o.trials; i++) {
         download(&p, (uint64_t)o.mib << 20, &trials[i]);
+        if (!o.only)
+            alone(&o, &trials[i]);
+    }
     report(&o, trials, counter(&p, SIM_SERVER, STOQ_COUNTER_PACKETS_SENT));
     pair_close(&p);
     return 0;

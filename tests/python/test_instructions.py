@@ -1,9 +1,9 @@
-"""What a packet costs in instructions of ours, by callgrind: a figure that no neighbour on the machine disturbs.
-A change that makes sending or receiving dearer by more than a twentieth fails here.
+"""What a packet costs in instructions of ours, by callgrind: a figure that no neighbour on the machine
+disturbs. A change that makes sending or receiving dearer by more than a twentieth fails here.
 
-Counted is what runs below `quic_endpoint_transmit` and `quic_endpoint_receive` in build/bench/engine, both ends,
-without the libraries' own (AEAD, memcpy), which depend on the processor. After a change that is worth its price
-(or saves something), `python -m tests.python.test_instructions` prints the new figures for BASELINE, and
+Counted is what runs below `quic_endpoint_transmit` and `quic_endpoint_receive` in build/bench/engine, both
+ends, without the libraries' own (AEAD, memcpy), which depend on the processor. After a change that is worth
+its price, or saves something, `python -m tests.python.test_instructions` prints the new figures, and
 docs/PERFORMANCE.md says why."""
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def instructions(direction: str) -> float:
         out = Path(directory) / "out"
         argv = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}"]
         argv += [f"--toggle-collect=quic_endpoint_{direction}", str(ENGINE)]
-        argv += ["--json", "--trials", "1", "--mib", str(MIB)]
+        argv += ["--json", "--only", "--trials", "1", "--mib", str(MIB)]
         ran = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=300)
         packets = json.loads(ran.stdout)["packets_in_all"]
         shown = subprocess.run(
