@@ -71,10 +71,10 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("both ends, one core", f"{figures('gbps', 2)} Gbit/s"),
         ("sending", f"{figures('sender_ns')} ns a packet, {bits / report['sender_ns']:.1f} Gbit/s a core"),
-        ("receiving", f"{figures('receiver_ns')} ns a packet, {bits / report['receiver_ns']:.1f} Gbit/s a core"),
-        ("AEAD alone", f"{figures('alone_gbps', 2)} Gbit/s; {figures('seal_ns')} and {figures('open_ns')} ns"),
+        ("receiving", f"{figures('receiver_ns')} ns each, {bits / report['receiver_ns']:.1f} Gbit/s a core"),
+        ("AEAD alone", f"{figures('alone_gbps')} Gbit/s; {figures('seal_ns')} and {figures('open_ns')} ns"),
         ("ratio", figures("ratio", 3)),
-        ("machine", f"{where['cpu']}, {' '.join(where['cpu_flags'])}, Linux {where['kernel']}"),
+        ("machine", f"{where['cpu']} ({', '.join(where['cpu_flags'])}), Linux {where['kernel']}"),
         ("meanwhile", f"load {where['loadavg_end'][0]:.2f}, {where['cpu_stolen']:.1%} of CPU time stolen"),
     ]
 

@@ -1,8 +1,8 @@
 /* The engine alone: a download over the `wire` backend, both ends on this one core, without a kernel, without
  * a copy on the way (the wire passes the sender's buffer to the receiver), on a virtual clock.
  *
- *      engine [--json] [--only] [--mib N] [--trials N] [--datagram BYTES] [--crypto NAME] [--cipher NAME]
- * [--core N]
+ *      engine [--json] [--only] [--trials N] [--mib N] [--warm-up MIB] [--datagram BYTES]
+ *             [--crypto NAME] [--cipher NAME] [--core N]
  *
  * Both ends' turns are timed apart, so that there is a figure for each direction of a core that does nothing
  * else. Under callgrind the same run gives instructions for each packet (tests/python/test_instructions.py).
@@ -15,7 +15,6 @@
 #include "bench.h"
 
 #define MAX_TRIALS 100
-#define WARM_UP    (16u << 20)                 /* Bytes: until the window is wide and every pool has grown. */
 #define DELAY_NS   50000u                      /* One way; a window of some hundred packets. */
 #define FOR_EVER   (UINT64_C(3600) * BENCH_NS) /* Virtual. */
 
@@ -31,7 +30,7 @@ struct trial {
 };
 
 struct options {
-    uint32_t mib, trials, datagram_bytes;
+    uint32_t mib, warm_up_mib, trials, datagram_bytes;
     const char *crypto;
     int core, aead;
     bool json, only;
@@ -164,10 +163,11 @@ static int cipher(const char *name) {
 }
 
 static struct options parse(int argc, char **argv) {
-    enum { JSON = 1, ONLY, MIB, TRIALS, DATAGRAM, CRYPTO, CIPHER, CORE, HELP };
+    enum { JSON = 1, ONLY, MIB, WARM_UP, TRIALS, DATAGRAM, CRYPTO, CIPHER, CORE, HELP };
     static const struct option known[] = {
         {"json", no_argument, NULL, JSON},
         {"only", no_argument, NULL, ONLY},
+        {"warm-up", required_argument, NULL, WARM_UP},
         {"mib", required_argument, NULL, MIB},
         {"trials", required_argument, NULL, TRIALS},
         {"datagram", required_argument, NULL, DATAGRAM},
@@ -177,7 +177,8 @@ static struct options parse(int argc, char **argv) {
         {"help", no_argument, NULL, HELP},
         {0},
     };
-    struct options o = {.mib = 512, .trials = 5, .datagram_bytes = 1350, .crypto = "auto", .core = -1};
+    struct options o = {
+        .mib = 512, .warm_up_mib = 128, .trials = 5, .datagram_bytes = 1350, .crypto = "auto", .core = -1};
     for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) {
         switch (c) {
         case JSON:
@@ -188,6 +189,9 @@ static struct options parse(int argc, char **argv) {
             break;
         case MIB:
             o.mib = (uint32_t)bench_number("--mib", optarg, 1, 1 << 20);
+            break;
+        case WARM_UP:
+            o.warm_up_mib = (uint32_t)bench_number("--warm-up", optarg, 1, 1 << 20);
             break;
         case TRIALS:
             o.trials = (uint32_t)bench_number("--trials", optarg, 1, MAX_TRIALS);
@@ -206,7 +210,7 @@ static struct options parse(int argc, char **argv) {
             break;
         default:
             fprintf(c == HELP ? stdout : stderr,
-                    "usage: engine [--json] [--only] [--mib N] [--trials N] [--datagram "
+                    "usage: engine [--json] [--only] [--warm-up MIB] [--mib N] [--trials N] [--datagram "
                     "BYTES] [--crypto NAME] "
                     "[--cipher aes128|aes256|chacha20] [--core N]\n");
             exit(c == HELP ? 0 : 2);
@@ -226,7 +230,7 @@ int main(int argc, char **argv) {
         .crypto = o.crypto, .max_datagram = (uint16_t)o.datagram_bytes, .test_profile = true};
     if (!pair_open(&p, o.aead, &client, &server, &(struct stoq_impairment){.delay_ns = DELAY_NS}))
         bench_fail("%s", p.why);
-    download(&p, WARM_UP, &ignored);
+    download(&p, (uint64_t)o.warm_up_mib << 20, &ignored);
     for (uint32_t i = 0; i < o.trials; i++) {
         download(&p, (uint64_t)o.mib << 20, &trials[i]);
         if (!o.only)

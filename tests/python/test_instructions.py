@@ -32,7 +32,7 @@ def instructions(direction: str) -> float:
         out = Path(directory) / "out"
         argv = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}"]
         argv += [f"--toggle-collect=quic_endpoint_{direction}", str(ENGINE)]
-        argv += ["--json", "--only", "--trials", "1", "--mib", str(MIB)]
+        argv += ["--json", "--only", "--trials", "1", "--warm-up", "16", "--mib", str(MIB)]
         ran = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=300)
         packets = json.loads(ran.stdout)["packets_in_all"]
         shown = subprocess.run(
