@@ -34,7 +34,7 @@ def instructions(direction: str) -> float:
         argv += [f"--toggle-collect=quic_endpoint_{direction}", str(ENGINE)]
         argv += ["--json", "--only", "--trials", "1", "--warm-up", "16", "--mib", str(MIB)]
         ran = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=300)
-        packets = json.loads(ran.stdout)["packets_in_all"]
+        packets = int(json.loads(ran.stdout)["packets_in_all"])
         shown = subprocess.run(
             ["callgrind_annotate", "--threshold=100", "--auto=no", str(out)],
             capture_output=True,
