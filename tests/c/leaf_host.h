@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "check.h"
 #include "quic/quic.h"
 
 struct leaf_memory {
@@ -37,6 +38,24 @@ static void leaf_free(void *ctx, void *p, size_t bytes) {
 
 static inline struct quic_host leaf_host(struct leaf_memory *memory) {
     return (struct quic_host){.ctx = memory, .alloc = leaf_alloc, .free = leaf_free};
+}
+
+static inline void leaf_timer(void *ctx, struct quic_timer *timer, uint64_t deadline_ns) {
+    (void)ctx;
+    timer->deadline_ns = deadline_ns;
+}
+
+static inline void leaf_random(void *ctx, uint8_t *out, size_t len) {
+    (void)ctx;
+    check_rand_bytes(out, len);
+}
+
+/* The same for a whole endpoint: timers are only remembered, randomness is the test's. */
+static inline struct quic_host leaf_endpoint_host(struct leaf_memory *memory) {
+    struct quic_host host = leaf_host(memory);
+    host.timer_set = leaf_timer;
+    host.random = leaf_random;
+    return host;
 }
 
 #endif

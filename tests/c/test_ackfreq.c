@@ -75,16 +75,6 @@ static void as_the_draft_says(void) {
 
 /* ---- what is asked and believed ---- */
 
-static void no_timer(void *ctx, struct quic_timer *timer, uint64_t deadline_ns) {
-    (void)ctx;
-    timer->deadline_ns = deadline_ns;
-}
-
-static void random_bytes(void *ctx, uint8_t *out, size_t len) {
-    (void)ctx;
-    check_rand_bytes(out, len);
-}
-
 struct scene {
     struct leaf_memory memory;
     struct quic_host host;
@@ -96,9 +86,7 @@ struct scene {
 static void begin(struct scene *s, bool off) {
     const struct quic_config config = {.no_ack_frequency = off};
     memset(s, 0, sizeof *s);
-    s->host = leaf_host(&s->memory);
-    s->host.timer_set = no_timer;
-    s->host.random = random_bytes;
+    s->host = leaf_endpoint_host(&s->memory);
     s->ep = quic_endpoint_create(&config, &s->host, s->counters, s->drops);
     REQUIRE(s->ep != NULL);
     struct quic_addr peer = {.ip = {0xfd}, .port = 1}, local = {.ip = {0xfd, 1}, .port = 2};

@@ -4,26 +4,14 @@
 #include "check.h"
 #include "leaf_host.h"
 
-static void no_timer(void *ctx, struct quic_timer *timer, uint64_t deadline_ns) {
-    (void)ctx;
-    timer->deadline_ns = deadline_ns;
-}
-
-static void random_bytes(void *ctx, uint8_t *out, size_t len) {
-    (void)ctx;
-    check_rand_bytes(out, len);
-}
-
 /* Long headers of every type and version with ids of every length, as RFC 8999 permits: each is dropped or
  * answered, and counted once. */
 static void ids_of_any_length(void) {
     struct leaf_memory memory = {0};
-    struct quic_host host = leaf_host(&memory);
+    struct quic_host host = leaf_endpoint_host(&memory);
     uint64_t counters[STOQ_COUNTER_COUNT] = {0}, drops[STOQ_DROP_COUNT] = {0}, sent = 0;
     const struct quic_config config = {.server = true};
     static uint8_t datagram[1400], out[65535];
-    host.timer_set = no_timer;
-    host.random = random_bytes;
     struct quic_endpoint *ep = quic_endpoint_create(&config, &host, counters, drops);
     REQUIRE(ep != NULL);
     static const uint32_t versions[] = {0, QUIC_VERSION_1, 0x1a2a3a4a};
