@@ -385,6 +385,9 @@ uint64_t quic_recovery_deadline(const struct quic_conn *conn, enum quic_space_id
 void quic_recovery_on_timer(struct quic_conn *conn, uint64_t now);
 void quic_recovery_sent(struct quic_conn *conn, uint64_t now, enum quic_space_id id,
                         struct quic_sent_packet *p);
+/* The same for `packets` full 1-RTT packets of the active path, `bytes` in all, when no probe is due. */
+void quic_recovery_sent_many(struct quic_conn *conn, uint64_t now, uint32_t packets, uint64_t bytes,
+                             bool ect);
 /* A packet leaves the flight without being acknowledged or lost (its space is discarded). */
 void quic_recovery_remove_space(struct quic_conn *conn, enum quic_space_id id);
 void quic_recovery_new_path(struct quic_conn *conn, bool same_ip);
@@ -414,6 +417,19 @@ struct quic_packet_builder {
 void quic_write_frames(struct quic_packet_builder *b, bool only_ack);
 /* Would quic_write_frames write anything? */
 bool quic_write_pending(struct quic_conn *conn, uint64_t now, enum quic_space_id id, bool only_ack);
+
+/* conn_train.c */
+struct quic_train {
+    uint8_t *at;                      /* Where the next datagram goes. */
+    size_t size, stride;              /* Of a full datagram; between two, 0: end to end. */
+    uint64_t len, room;               /* Bytes of the datagrams so far; that may still be added. */
+    uint32_t n, max;                  /* Datagrams. */
+    uint32_t pn_offset;               /* In each. */
+    uint8_t *starts[CRYPTO_HP_BATCH]; /* Header protection comes when all are built. */
+};
+/* As many full packets as have new bytes of the stream whose turn it is; answers how many: 0 when something
+ * else is due as well. */
+uint32_t quic_train_stream(struct quic_conn *conn, uint64_t now, struct quic_train *train);
 
 /* conn_send.c */
 bool quic_conn_transmit(struct quic_conn *conn, uint64_t now, struct quic_tx *tx);

@@ -335,6 +335,32 @@ static bool key_limits(struct quic_conn *conn, uint64_t now) {
     return true;
 }
 
+/* The general way to the train's next packet. False: there is none, or it is the last because it is not full.
+ */
+static bool one_packet(struct quic_conn *conn, uint64_t now, struct quic_train *t, const struct quic_tx *tx,
+                       uint64_t allowance, uint64_t amplification) {
+    struct quic_packet_builder b;
+    if ((t->stride ? t->size : t->len + t->size) > tx->cap || t->len + t->size > amplification)
+        return false;
+    bool only_ack = !quic_app(conn)->probes && allowance < t->len + t->size;
+    if (!quic_write_pending(conn, now, QUIC_SPACE_APP, only_ack) ||
+        !begin(&b, conn, now, QUIC_SPACE_APP, conn->active_path, t->at, t->at + t->size))
+        return false;
+    quic_write_frames(&b, only_ack);
+    if (b.p == b.payload) {
+        cancel(&b);
+        return false;
+    }
+    uint8_t *end = seal(&b, conn->active_path);
+    size_t built = (size_t)(end - t->at);
+    t->pn_offset = b.pn_offset;
+    t->starts[t->n++] = t->at;
+    t->len += built;
+    t->room -= quic_min(t->room, built);
+    t->at = t->stride ? t->at + t->stride : end;
+    return built == t->size;
+}
+
 static bool send_data(struct quic_conn *conn, uint64_t now, struct quic_tx *tx) {
     struct quic_space *space = quic_app(conn);
     /* Keys first: an update that was put off may be all there is to say. */
@@ -355,41 +381,27 @@ static bool send_data(struct quic_conn *conn, uint64_t now, struct quic_tx *tx) 
         size = amplification;
     if (size > tx->cap)
         return false;
-    struct quic_packet_builder b;
-    const uint8_t *samples[CRYPTO_HP_BATCH];
-    uint8_t *starts[CRYPTO_HP_BATCH];
-    uint32_t max = tx->max_segments < CRYPTO_HP_BATCH ? tx->max_segments : CRYPTO_HP_BATCH;
-    uint32_t n = 0, pn_offset = 0;
-    uint8_t *at = tx->data;
-    size_t len = 0; /* Of the datagrams so far. */
-    while (n < max && (tx->stride ? size : len + size) <= tx->cap && len + size <= amplification) {
-        bool only_ack = !space->probes && allowance < len + size;
-        if (!quic_write_pending(conn, now, QUIC_SPACE_APP, only_ack))
-            break;
-        if (!begin(&b, conn, now, QUIC_SPACE_APP, conn->active_path, at, at + size))
-            break;
-        quic_write_frames(&b, only_ack);
-        if (b.p == b.payload) {
-            cancel(&b);
-            break;
-        }
-        uint8_t *end = seal(&b, conn->active_path);
-        pn_offset = b.pn_offset;
-        samples[n] = at + pn_offset + 4;
-        starts[n++] = at;
-        size_t built = (size_t)(end - at);
-        len += built;
-        at = tx->stride ? at + tx->stride : end;
-        if (built != size)
+    struct quic_train t = {.at = tx->data,
+                           .size = size,
+                           .stride = tx->stride,
+                           .room = quic_min(allowance, amplification),
+                           .max = tx->max_segments < CRYPTO_HP_BATCH ? tx->max_segments : CRYPTO_HP_BATCH};
+    if (!t.stride)
+        t.room = quic_min(t.room, tx->cap);
+    while (t.n < t.max) {
+        if (!quic_train_stream(conn, now, &t) && !one_packet(conn, now, &t, tx, allowance, amplification))
             break;
     }
-    if (!n)
+    if (!t.n)
         return false;
+    const uint8_t *samples[CRYPTO_HP_BATCH];
     uint8_t masks[CRYPTO_HP_BATCH][CRYPTO_MASK_BYTES];
-    space->keys.crypto->hp_mask(space->keys.send.hp, samples, masks, n);
-    for (uint32_t i = 0; i < n; i++)
-        quic_mask_header(starts[i], pn_offset, masks[i]);
-    return finish(conn, tx, conn->active_path, len, n > 1 ? size : len, n);
+    for (uint32_t i = 0; i < t.n; i++)
+        samples[i] = t.starts[i] + t.pn_offset + 4;
+    space->keys.crypto->hp_mask(space->keys.send.hp, samples, masks, t.n);
+    for (uint32_t i = 0; i < t.n; i++)
+        quic_mask_header(t.starts[i], t.pn_offset, masks[i]);
+    return finish(conn, tx, conn->active_path, t.len, t.n > 1 ? size : t.len, t.n);
 }
 
 bool quic_conn_transmit(struct quic_conn *conn, uint64_t now, struct quic_tx *tx) {

@@ -219,25 +219,27 @@ void quic_recovery_on_timer(struct quic_conn *conn, uint64_t now) {
     }
 }
 
+static void eliciting_sent(struct quic_conn *conn, uint64_t now, enum quic_space_id id, uint32_t packets) {
+    conn->spaces[id].last_eliciting_ns = now;
+    conn->spaces[id].eliciting_in_flight += packets;
+    if (conn->eliciting_since_receive)
+        return;
+    /* RFC 9000 section 10.1: the idle timer restarts with the first such packet after one was received. */
+    conn->eliciting_since_receive = true;
+    if (conn->idle_timeout_ns)
+        conn->idle_deadline_ns = now + quic_max(conn->idle_timeout_ns, 3 * quic_recovery_pto(conn, id));
+}
+
 void quic_recovery_sent(struct quic_conn *conn, uint64_t now, enum quic_space_id id,
                         struct quic_sent_packet *p) {
     struct quic_space *space = &conn->spaces[id];
     struct quic_recovery *r = &conn->recovery;
     if (p->flags & QUIC_SENT_ELICITING) {
-        space->last_eliciting_ns = now;
-        space->eliciting_in_flight++;
+        eliciting_sent(conn, now, id, 1);
         /* Section 6.2.4: a probe should carry data. Of a handshake that is what is unacknowledged, once more:
          * a bare PING does nothing for a peer that has lost everything so far. */
         if (space->probes && --space->probes && id != QUIC_SPACE_APP && !quic_crypto_pending(&space->crypto))
             queue_probe_data(conn, id);
-        if (!conn->eliciting_since_receive) {
-            /* RFC 9000 section 10.1: the idle timer restarts with the first such packet after one was
-             * received. */
-            conn->eliciting_since_receive = true;
-            if (conn->idle_timeout_ns)
-                conn->idle_deadline_ns =
-                    now + quic_max(conn->idle_timeout_ns, 3 * quic_recovery_pto(conn, id));
-        }
     }
     if (p->flags & QUIC_SENT_IN_FLIGHT) {
         r->bytes_in_flight += p->bytes;
@@ -245,6 +247,16 @@ void quic_recovery_sent(struct quic_conn *conn, uint64_t now, enum quic_space_id
     }
     if (p->flags & QUIC_SENT_ECT)
         r->ecn_sent++;
+}
+
+void quic_recovery_sent_many(struct quic_conn *conn, uint64_t now, uint32_t packets, uint64_t bytes,
+                             bool ect) {
+    struct quic_recovery *r = &conn->recovery;
+    eliciting_sent(conn, now, QUIC_SPACE_APP, packets);
+    r->bytes_in_flight += bytes;
+    r->pace_tokens -= quic_min(r->pace_tokens, bytes);
+    if (ect)
+        r->ecn_sent += packets;
 }
 
 void quic_recovery_remove_space(struct quic_conn *conn, enum quic_space_id id) {

@@ -62,6 +62,15 @@ bool quic_sent_reserve(struct quic_sent *sent, const struct quic_host *host, uin
     return true;
 }
 
+bool quic_sent_reserve_many(struct quic_sent *sent, const struct quic_host *host, uint32_t packets) {
+    while (!sent->packets || sent->next - sent->base + packets > (uint64_t)sent->packet_mask + 1) {
+        if (!grow_packets(sent, host))
+            return false;
+    }
+    return (sent->frames && sent->frames_next - sent->frames_base + packets <= sent->frame_mask + 1) ||
+           grow_frames(sent, host, packets);
+}
+
 void quic_sent_trim(struct quic_sent *sent, uint64_t lost_before_ns) {
     while (sent->base < sent->next) {
         struct quic_sent_packet *p = quic_sent_at(sent, sent->base);

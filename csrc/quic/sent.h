@@ -63,6 +63,8 @@ struct quic_sent {
 void quic_sent_free(struct quic_sent *sent, const struct quic_host *host);
 /* Room for one more packet with up to `frames` records? Grows if need be. */
 bool quic_sent_reserve(struct quic_sent *sent, const struct quic_host *host, uint32_t frames);
+/* Room for `packets` more packets of one record each? */
+bool quic_sent_reserve_many(struct quic_sent *sent, const struct quic_host *host, uint32_t packets);
 
 static inline struct quic_sent_packet *quic_sent_at(const struct quic_sent *sent, uint64_t pn) {
     return &sent->packets[pn & sent->packet_mask];

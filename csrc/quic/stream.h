@@ -157,6 +157,8 @@ bool quic_send_part_pending(const struct quic_send_part *s);
  * 0 and !*fin nothing is to be sent. */
 uint32_t quic_send_part_next(struct quic_send_part *s, const struct quic_host *host, uint32_t room,
                              uint64_t credit, uint64_t *offset, bool *fin, uint32_t *fresh);
+/* Position in the ring of the segment that holds `offset`, which is below `end`. */
+uint32_t quic_send_part_segment(const struct quic_send_part *s, uint64_t offset);
 /* Copy [offset, offset + len) of the buffer to `out`. */
 void quic_send_part_copy(struct quic_send_part *s, uint64_t offset, uint32_t len, uint8_t *out);
 /* Acknowledged: true when `base` moved or the part came to its end. Releases chunks. */

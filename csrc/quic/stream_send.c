@@ -94,7 +94,7 @@ uint32_t quic_send_part_next(struct quic_send_part *s, const struct quic_host *h
 }
 
 /* The segment that holds `offset`: near the cursor for new data, else by bisection. */
-static uint32_t find_segment(const struct quic_send_part *s, uint64_t offset) {
+uint32_t quic_send_part_segment(const struct quic_send_part *s, uint64_t offset) {
     uint32_t i = s->cursor;
     if (i - s->head < s->tail - s->head) {
         const struct quic_segment *g = segment_at(s, i);
@@ -117,7 +117,7 @@ static uint32_t find_segment(const struct quic_send_part *s, uint64_t offset) {
 void quic_send_part_copy(struct quic_send_part *s, uint64_t offset, uint32_t len, uint8_t *out) {
     if (!len)
         return;
-    uint32_t i = find_segment(s, offset);
+    uint32_t i = quic_send_part_segment(s, offset);
     for (;;) {
         const struct quic_segment *g = segment_at(s, i);
         uint32_t skip = (uint32_t)(offset - g->offset);

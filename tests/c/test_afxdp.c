@@ -715,8 +715,8 @@ static void open_close(void) {
         }
     }
     REQUIRE(count_entries("/proc/self/fd") == descriptors);
-    REQUIRE(count_mappings() <=
-            mappings + 4); /* The heap may have grown; fifty UMEMs and rings would show. */
+    /* The heap may have grown, a sanitizer's by some; 44 UMEMs with four rings each would show. */
+    REQUIRE(count_mappings() < mappings + 44);
     settle(a);
     check_books(a);
     a->ops->close(a);

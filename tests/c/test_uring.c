@@ -595,6 +595,13 @@ static bool enter_namespace(void) {
     struct address_request add = {.address = {.s6_addr = {0xfd, [15] = 2}}, .prefix_length = 128};
     add.ifindex = (int)if_nametoindex("lo");
     bool ok = ioctl(fd, SIOCSIFFLAGS, &up) == 0 && ioctl(fd, SIOCSIFADDR, &add) == 0;
+    /* The address stays tentative, of no use as a source, until the kernel's work queue has looked at it. */
+    struct sockaddr_in6 own = {.sin6_family = AF_INET6, .sin6_addr = add.address};
+    int64_t end = now_ns() + 5 * SECOND_NS;
+    while (ok && bind(fd, (const struct sockaddr *)&own, sizeof own) != 0) {
+        ok = now_ns() < end;
+        sched_yield();
+    }
     close(fd);
     if (!ok) {
         perror("setting up lo");
