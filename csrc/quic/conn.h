@@ -347,6 +347,21 @@ void quic_conn_retry_received(struct quic_conn *conn, uint64_t now, const struct
 void quic_conn_stateless_reset(struct quic_conn *conn, uint64_t now);
 void quic_conn_version_negotiation(struct quic_conn *conn, uint64_t now, const struct quic_header *header);
 
+/* A packet of this space was taken: timers, address validation, and an answer may be due. */
+void quic_conn_after_packet(struct quic_conn *conn, const struct quic_packet_info *info,
+                            enum quic_space_id id);
+
+/* conn_take.c: a run of packets that bring a stream's next bytes, one after the other. */
+struct quic_taken {
+    struct quic_stream *stream;
+    uint32_t packets;  /* Taken and not yet accounted for: quic_taken_end is due before anything else. */
+    bool looked, here; /* Where the train comes from was compared; it is the active path. */
+};
+/* Is it such a packet? Then it has been taken: its bytes are the stream's, its number is received. */
+bool quic_take_stream(struct quic_conn *conn, const struct quic_packet_info *info, uint64_t pn,
+                      const uint8_t *payload, size_t len, struct quic_taken *taken);
+void quic_taken_end(struct quic_conn *conn, const struct quic_packet_info *info, struct quic_taken *taken);
+
 /* conn_frames.c: 0, a transport error, or QUIC_NOT_NOW when memory was short: the packet counts as not
  * received. */
 #define QUIC_NOT_NOW (-1)

@@ -126,7 +126,34 @@ struct ack_totals {
     uint64_t largest, largest_sent_ns;
     uint64_t acked;
     bool eliciting, largest_here, any_new;
+    /* Neighbouring stretches of one stream become one: [lo, hi), empty when there is none. */
+    uint64_t stream_id, lo, hi;
 };
+
+static void stretch_end(struct quic_conn *conn, struct ack_totals *t) {
+    struct quic_stream *s = t->hi > t->lo ? quic_stream_find(conn, t->stream_id) : NULL;
+    if (s && quic_send_part_acked(&s->send, quic_host_of(conn), t->lo, (uint32_t)(t->hi - t->lo), false)) {
+        quic_stream_tell(conn, s, QUIC_TELL_ACKED);
+        quic_stream_maybe_close(conn, s);
+    }
+    t->lo = t->hi = 0;
+}
+
+static void logged_frame_acked(struct quic_conn *conn, enum quic_space_id id, const struct quic_sent_frame *f,
+                               struct ack_totals *t) {
+    if (f->type != QUIC_FRAME_STREAM || f->fin) {
+        if (f->type == QUIC_FRAME_STREAM)
+            stretch_end(conn, t);
+        frame_acked(conn, id, f);
+        return;
+    }
+    if (f->a != t->stream_id || f->b != t->hi || t->hi - t->lo + f->len > UINT32_MAX || t->lo == t->hi) {
+        stretch_end(conn, t);
+        t->stream_id = f->a;
+        t->lo = f->b;
+    }
+    t->hi = f->b + f->len;
+}
 
 static void packet_acked(struct quic_conn *conn, uint64_t now, enum quic_space_id id, uint64_t pn,
                          struct ack_totals *t) {
@@ -165,7 +192,7 @@ static void packet_acked(struct quic_conn *conn, uint64_t now, enum quic_space_i
         quic_mtu_on_ack(conn, pn, p->bytes);
     for (uint32_t i = 0; i < p->frame_count; i++) {
         struct quic_sent_frame f = *quic_sent_frame_at(&space->sent, p->frames + i);
-        frame_acked(conn, id, &f);
+        logged_frame_acked(conn, id, &f, t);
     }
 }
 
@@ -197,6 +224,7 @@ int quic_conn_on_ack(struct quic_conn *conn, uint64_t now, enum quic_space_id id
         for (uint64_t pn = quic_max(it.lo, space->sent.base); pn <= it.hi; pn++)
             packet_acked(conn, now, id, pn, &t);
     } while (quic_ack_next(&it));
+    stretch_end(conn, &t);
 
     bool advanced = space->largest_acked == QUIC_NO_PN || ack->largest_acked > space->largest_acked;
     if (advanced)

@@ -46,7 +46,8 @@ static void keep_pending(struct quic_conn *conn, const struct quic_packet_info *
                                                                  .local = *info->local};
 }
 
-static void after_packet(struct quic_conn *conn, const struct quic_packet_info *info, enum quic_space_id id) {
+void quic_conn_after_packet(struct quic_conn *conn, const struct quic_packet_info *info,
+                            enum quic_space_id id) {
     conn->last_received_ns = info->now;
     conn->eliciting_since_receive = false;
     if (conn->idle_timeout_ns)
@@ -106,7 +107,7 @@ static void process(struct quic_conn *conn, const struct quic_packet_info *info,
     }
     if (id == QUIC_SPACE_APP)
         quic_path_on_packet(conn, info, (uint8_t)path, result.non_probing, newest);
-    after_packet(conn, info, id);
+    quic_conn_after_packet(conn, info, id);
 }
 
 static void aead_failed(struct quic_conn *conn, const struct quic_packet_info *info) {
@@ -174,7 +175,8 @@ static void peer_updated_keys(struct quic_conn *conn, uint64_t now, uint64_t pn)
 }
 
 static void receive_short(struct quic_conn *conn, const struct quic_packet_info *info, uint8_t *packet,
-                          size_t len, size_t pn_offset, const uint8_t mask[CRYPTO_MASK_BYTES]) {
+                          size_t len, size_t pn_offset, const uint8_t mask[CRYPTO_MASK_BYTES],
+                          struct quic_taken *taken) {
     struct quic_space *space = quic_app(conn);
     struct quic_keys *keys = &space->keys;
     uint64_t truncated;
@@ -215,6 +217,9 @@ static void receive_short(struct quic_conn *conn, const struct quic_packet_info 
                (conn->phase_first_recv_pn == QUIC_NO_PN || pn < conn->phase_first_recv_pn)) {
         conn->phase_first_recv_pn = pn;
     }
+    if (quic_take_stream(conn, info, pn, packet + header, len - header - CRYPTO_TAG_BYTES, taken))
+        return;
+    quic_taken_end(conn, info, taken);
     process(conn, info, QUIC_PACKET_ONE_RTT, QUIC_SPACE_APP, pn, packet, header, len);
 }
 
@@ -264,10 +269,13 @@ void quic_conn_receive_train(struct quic_conn *conn, const struct quic_packet_in
         samples[n] = data + n * stride + pn_offset + 4;
     while (++n < count);
     keys->crypto->hp_mask(keys->recv.hp, samples, masks, count);
+    struct quic_taken taken = {0};
     for (size_t i = 0; i < count; i++) {
         if (!take_while_closed(conn))
-            receive_short(conn, info, data + i * stride, i + 1 < count ? segment : last, pn_offset, masks[i]);
+            receive_short(conn, info, data + i * stride, i + 1 < count ? segment : last, pn_offset, masks[i],
+                          &taken);
     }
+    quic_taken_end(conn, info, &taken);
 }
 
 static void receive_long(struct quic_conn *conn, const struct quic_packet_info *info, struct quic_header *h,

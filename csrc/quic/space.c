@@ -59,6 +59,31 @@ static bool gap_to_tell(const struct quic_space *space, uint32_t reorder) {
     return missing != QUIC_NO_PN && space->largest_received >= missing + reorder;
 }
 
+static void count_ecn(struct quic_space *space, uint8_t ecn, uint32_t packets) {
+    if (ecn == 2)
+        space->ect0 += packets;
+    else if (ecn == 1)
+        space->ect1 += packets;
+    else if (ecn == 3)
+        space->ce += packets;
+}
+
+/* Section 13.2.1: at once for every second packet, for a reordered one or a gap, and for CE; else within
+ * max_ack_delay. The peer may have asked for less. */
+static void owe_ack(struct quic_space *space, uint64_t now, uint32_t packets, bool in_order, uint8_t ecn,
+                    const struct quic_ack_policy *policy) {
+    space->ack_eliciting += packets;
+    if (space->ack_eliciting > policy->threshold || ecn == 3)
+        space->ack_now = true;
+    else if (policy->reorder == 1)
+        space->ack_now |= !in_order;
+    else if (policy->reorder &&
+             (space->received.count > 1 || space->received.v[0].lo > space->duplicate_below))
+        space->ack_now |= gap_to_tell(space, policy->reorder);
+    if (space->ack_deadline_ns == QUIC_NEVER)
+        space->ack_deadline_ns = now + policy->max_delay_ns;
+}
+
 void quic_space_received(struct quic_space *space, const struct quic_host *host, uint64_t now, uint64_t pn,
                          bool eliciting, uint8_t ecn, const struct quic_ack_policy *policy) {
     /* When the set is full (or memory is out) the oldest range goes, and with it the right to tell duplicates
@@ -76,26 +101,16 @@ void quic_space_received(struct quic_space *space, const struct quic_host *host,
         space->largest_received = pn;
         space->largest_received_ns = now;
     }
-    if (ecn == 2)
-        space->ect0++;
-    else if (ecn == 1)
-        space->ect1++;
-    else if (ecn == 3)
-        space->ce++;
-    if (!eliciting)
-        return;
-    /* Section 13.2.1: at once for every second packet, for a reordered one or a gap, and for CE; else within
-     * max_ack_delay. The peer may have asked for less. */
-    space->ack_eliciting++;
-    if (space->ack_eliciting > policy->threshold || ecn == 3)
-        space->ack_now = true;
-    else if (policy->reorder == 1)
-        space->ack_now |= !in_order;
-    else if (policy->reorder &&
-             (space->received.count > 1 || space->received.v[0].lo > space->duplicate_below))
-        space->ack_now |= gap_to_tell(space, policy->reorder);
-    if (space->ack_deadline_ns == QUIC_NEVER)
-        space->ack_deadline_ns = now + policy->max_delay_ns;
+    count_ecn(space, ecn, 1);
+    if (eliciting)
+        owe_ack(space, now, 1, in_order, ecn, policy);
+}
+
+void quic_space_received_run(struct quic_space *space, uint64_t now, uint32_t packets, uint8_t ecn,
+                             const struct quic_ack_policy *policy) {
+    space->largest_received_ns = now;
+    count_ecn(space, ecn, packets);
+    owe_ack(space, now, packets, true, ecn, policy);
 }
 
 uint8_t *quic_space_put_ack(struct quic_space *space, uint64_t now, uint8_t delay_exponent, bool ecn,

@@ -89,6 +89,10 @@ static inline bool quic_space_seen(const struct quic_space *space, uint64_t pn) 
 void quic_space_received(struct quic_space *space, const struct quic_host *host, uint64_t now, uint64_t pn,
                          bool eliciting, uint8_t ecn, const struct quic_ack_policy *policy);
 
+/* The same for a run of ack-eliciting packets whose numbers the caller has recorded: each the next one. */
+void quic_space_received_run(struct quic_space *space, uint64_t now, uint32_t packets, uint8_t ecn,
+                             const struct quic_ack_policy *policy);
+
 /* Write an ACK frame of what was received; NULL if nothing fits or nothing was received. `delay_exponent` is
  * ours. Clears what was owed. */
 uint8_t *quic_space_put_ack(struct quic_space *space, uint64_t now, uint8_t delay_exponent, bool ecn,

@@ -172,6 +172,9 @@ void quic_send_part_lost(struct quic_send_part *s, const struct quic_host *host,
  * packet as not received. */
 bool quic_recv_part_write(struct quic_recv_part *r, const struct quic_host *host, uint64_t offset,
                           const uint8_t *data, uint32_t len);
+/* The usual case of it, where there is no gap: the next bytes, all for a chunk that is there. False: not that
+ * case, and nothing has happened. */
+bool quic_recv_part_append(struct quic_recv_part *r, uint64_t offset, const uint8_t *data, uint32_t len);
 /* Bytes in order, not yet delivered. */
 uint64_t quic_recv_part_readable(const struct quic_recv_part *r);
 /* The next piece for the reader, within one chunk; the caller of this owns one reference of *chunk. 0: none.

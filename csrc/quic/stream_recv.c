@@ -88,6 +88,19 @@ bool quic_recv_part_write(struct quic_recv_part *r, const struct quic_host *host
     return true;
 }
 
+bool quic_recv_part_append(struct quic_recv_part *r, uint64_t offset, const uint8_t *data, uint32_t len) {
+    struct quic_range *have = r->received.v;
+    if (r->received.count != 1 || have->lo != 0 || have->hi != offset || !r->slots)
+        return false;
+    uint32_t i = quic_chunk_index(offset);
+    uint32_t at = (uint32_t)(offset - quic_chunk_start(i));
+    if (at + len > quic_chunk_bytes(i) || i - r->slot_first > r->slot_mask || !slot_at(r, i)->data)
+        return false;
+    memcpy(slot_at(r, i)->data + at, data, len);
+    have->hi += len;
+    return true;
+}
+
 uint64_t quic_recv_part_readable(const struct quic_recv_part *r) {
     if (!r->received.count || r->received.v[0].lo > 0 || r->received.v[0].hi <= r->delivered)
         return 0;
