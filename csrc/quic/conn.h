@@ -356,10 +356,25 @@ struct quic_taken {
     struct quic_stream *stream;
     uint32_t packets;  /* Taken and not yet accounted for: quic_taken_end is due before anything else. */
     bool looked, here; /* Where the train comes from was compared; it is the active path. */
+    bool plain;        /* The last one's frame had an offset and no length, as those of a train do. */
+};
+/* Where a packet's plaintext goes if it is what quic_take_predict expects. */
+struct quic_landing {
+    uint8_t *at;
+    uint32_t head_len, len; /* Of frame type, id and offset; of the data. */
+    uint8_t head[17], saved[17];
 };
 /* Is it such a packet? Then it has been taken: its bytes are the stream's, its number is received. */
 bool quic_take_stream(struct quic_conn *conn, const struct quic_packet_info *info, uint64_t pn,
                       const uint8_t *payload, size_t len, struct quic_taken *taken);
+/* Before a packet of `len` bytes of plaintext is opened: true if it likely is such a packet too. Then it is
+ * to be opened into landing->at, and quic_take_landed says if it was one, and takes it. Afterwards, also when
+ * it did not open, the caller copies landing->saved back (and first the plaintext away, if it was not one).
+ */
+bool quic_take_predict(struct quic_conn *conn, uint64_t pn, size_t len, const struct quic_taken *taken,
+                       struct quic_landing *landing);
+bool quic_take_landed(struct quic_conn *conn, uint64_t pn, const struct quic_landing *landing,
+                      struct quic_taken *taken);
 void quic_taken_end(struct quic_conn *conn, const struct quic_packet_info *info, struct quic_taken *taken);
 
 /* conn_frames.c: 0, a transport error, or QUIC_NOT_NOW when memory was short: the packet counts as not

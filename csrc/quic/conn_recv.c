@@ -187,8 +187,24 @@ static void receive_short(struct quic_conn *conn, const struct quic_packet_info 
     size_t header = pn_offset + pn_len;
     uint8_t nonce[CRYPTO_NONCE_BYTES];
     quic_nonce(nonce, key->iv, pn);
-    if (!key->aead || !keys->crypto->open(key->aead, nonce, packet, header, packet + header, len - header,
-                                          packet + header)) {
+    struct quic_landing landing;
+    size_t plain = len - header - CRYPTO_TAG_BYTES;
+    uint8_t *out = packet + header;
+    bool guess = !is_next && key == &keys->recv.key && pn > conn->phase_first_recv_pn &&
+                 !(packet[0] & 0x18) && quic_take_predict(conn, pn, plain, taken, &landing);
+    if (guess)
+        out = landing.at;
+    bool opened =
+        key->aead && keys->crypto->open(key->aead, nonce, packet, header, packet + header, len - header, out);
+    if (guess) {
+        bool right = opened && quic_take_landed(conn, pn, &landing, taken);
+        if (opened && !right)
+            memcpy(packet + header, out, plain);
+        memcpy(out, landing.saved, landing.head_len);
+        if (right)
+            return;
+    }
+    if (!opened) {
         if (is_reset(conn, packet, len))
             quic_conn_stateless_reset(conn, info->now);
         else
@@ -217,7 +233,7 @@ static void receive_short(struct quic_conn *conn, const struct quic_packet_info 
                (conn->phase_first_recv_pn == QUIC_NO_PN || pn < conn->phase_first_recv_pn)) {
         conn->phase_first_recv_pn = pn;
     }
-    if (quic_take_stream(conn, info, pn, packet + header, len - header - CRYPTO_TAG_BYTES, taken))
+    if (quic_take_stream(conn, info, pn, packet + header, plain, taken))
         return;
     quic_taken_end(conn, info, taken);
     process(conn, info, QUIC_PACKET_ONE_RTT, QUIC_SPACE_APP, pn, packet, header, len);

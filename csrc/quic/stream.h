@@ -174,7 +174,10 @@ bool quic_recv_part_write(struct quic_recv_part *r, const struct quic_host *host
                           const uint8_t *data, uint32_t len);
 /* The usual case of it, where there is no gap: the next bytes, all for a chunk that is there. False: not that
  * case, and nothing has happened. */
-bool quic_recv_part_append(struct quic_recv_part *r, uint64_t offset, const uint8_t *data, uint32_t len);
+bool quic_recv_part_append(struct quic_recv_part *r, const uint8_t *data, uint32_t len);
+/* Where the next `len` bytes go when there is no gap and one chunk takes them all, if the `before` bytes in
+ * front of that lie in the chunk too and nobody has been told of them; NULL: not so. */
+uint8_t *quic_recv_part_place(const struct quic_recv_part *r, uint32_t before, uint32_t len);
 /* Bytes in order, not yet delivered. */
 uint64_t quic_recv_part_readable(const struct quic_recv_part *r);
 /* The next piece for the reader, within one chunk; the caller of this owns one reference of *chunk. 0: none.

@@ -88,16 +88,25 @@ bool quic_recv_part_write(struct quic_recv_part *r, const struct quic_host *host
     return true;
 }
 
-bool quic_recv_part_append(struct quic_recv_part *r, uint64_t offset, const uint8_t *data, uint32_t len) {
-    struct quic_range *have = r->received.v;
-    if (r->received.count != 1 || have->lo != 0 || have->hi != offset || !r->slots)
+uint8_t *quic_recv_part_place(const struct quic_recv_part *r, uint32_t before, uint32_t len) {
+    const struct quic_range *have = r->received.v;
+    if (r->received.count != 1 || have->lo != 0 || have->hi != r->highest || !r->slots ||
+        r->highest < r->delivered + before)
+        return NULL;
+    uint32_t i = quic_chunk_index(r->highest);
+    uint32_t at = (uint32_t)(r->highest - quic_chunk_start(i));
+    if (at < before || at + len > quic_chunk_bytes(i) || i - r->slot_first > r->slot_mask ||
+        !slot_at(r, i)->data)
+        return NULL;
+    return slot_at(r, i)->data + at;
+}
+
+bool quic_recv_part_append(struct quic_recv_part *r, const uint8_t *data, uint32_t len) {
+    uint8_t *place = quic_recv_part_place(r, 0, len);
+    if (!place)
         return false;
-    uint32_t i = quic_chunk_index(offset);
-    uint32_t at = (uint32_t)(offset - quic_chunk_start(i));
-    if (at + len > quic_chunk_bytes(i) || i - r->slot_first > r->slot_mask || !slot_at(r, i)->data)
-        return false;
-    memcpy(slot_at(r, i)->data + at, data, len);
-    have->hi += len;
+    memcpy(place, data, len);
+    r->received.v[0].hi += len;
     return true;
 }
 
