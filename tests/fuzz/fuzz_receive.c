@@ -62,7 +62,39 @@ static void inject(struct pair *pair, unsigned victim, struct input *in) {
     struct quic_addr source = pair->addr[!victim];
     if (flags & 64)
         source.port = (uint16_t)(source.port + take(in, 1) % 4); /* The peer moved, perhaps. */
-    pair_receive(pair, victim, out, n, &source, (uint8_t)(take(in, 1) & 3));
+    pair_receive(pair, victim, out, n, n, &source, (uint8_t)(take(in, 1) & 3));
+}
+
+/* A train of 1-RTT packets of one size: a stream's bytes one after the other, now and then something else. */
+static void inject_train(struct pair *pair, unsigned victim, struct input *in) {
+    uint8_t out[8 * 320], payload[256];
+    uint32_t n = 2 + (uint32_t)take(in, 1) % 7, at = 0, segment = 0;
+    size_t len = 32 + (size_t)take(in, 1) % 224;
+    uint64_t id = take(in, 1), offset = take(in, 2);
+    for (uint32_t i = 0; i < n; i++) {
+        unsigned what = (unsigned)take(in, 1);
+        memset(payload, 0, sizeof payload);
+        if (what % 4 == 0) {
+            size_t given = what / 4;
+            const uint8_t *bytes = take_bytes(in, &given);
+            memcpy(payload, bytes, given);
+        } else {
+            uint8_t *p = payload;
+            *p++ = QUIC_FRAME_STREAM | QUIC_STREAM_OFF;
+            p = quic_put_varint(p, id);
+            p = quic_put_varint(p, offset);
+            offset += len - (size_t)(p - payload);
+        }
+        uint32_t got = (uint32_t)pair_seal(pair, !victim, QUIC_SPACE_APP, what == 254, payload, len, out + at,
+                                           sizeof out - at);
+        if (got == 0)
+            return;
+        segment = got;
+        at += got;
+        if (what == 255)
+            out[at - 1] ^= 1;
+    }
+    pair_receive(pair, victim, out, at, segment, &pair->addr[!victim], (uint8_t)(take(in, 1) & 3));
 }
 
 static void raw(struct pair *pair, unsigned victim, struct input *in) {
@@ -77,7 +109,7 @@ static void raw(struct pair *pair, unsigned victim, struct input *in) {
         memcpy(out + 1, cid->cid.id, QUIC_LOCAL_CID_BYTES);
     if (take(in, 1) & 1)
         len = 1200;
-    pair_receive(pair, victim, out, len, &pair->addr[!victim], 0);
+    pair_receive(pair, victim, out, len, len, &pair->addr[!victim], 0);
 }
 
 /* What a server may answer a first flight with, aimed right: Retry with a valid tag, Version Negotiation. */
@@ -100,7 +132,7 @@ static void answer(struct pair *pair, struct input *in) {
         memcpy(out + n, bytes, len);
         n += len;
     }
-    pair_receive(pair, PAIR_CLIENT, out, n, &pair->addr[PAIR_SERVER], 0);
+    pair_receive(pair, PAIR_CLIENT, out, n, n, &pair->addr[PAIR_SERVER], 0);
 }
 
 static void send_stream(struct pair *pair, struct quic_conn *conn, struct input *in) {
@@ -188,6 +220,9 @@ static bool operation(struct pair *pair, unsigned victim, struct input *in, bool
     case 7:
         pair_drain(pair, victim);
         break;
+    case 9:
+        inject_train(pair, victim, in);
+        return true;
     default:
         inject(pair, victim, in);
         return true;

@@ -230,20 +230,21 @@ static void pair_drain(struct pair *pair, unsigned side) {
     }
 }
 
-/* One datagram to `side`. */
-static void pair_receive(struct pair *pair, unsigned side, const uint8_t *data, size_t len,
+/* A train to `side`: datagrams of `segment` bytes, the last may be shorter. */
+static void pair_receive(struct pair *pair, unsigned side, const uint8_t *data, size_t len, size_t segment,
                          const struct quic_addr *from, uint8_t ecn) {
     if (len == 0)
         return;
     uint8_t *copy = fuzz_copy(data, len);
-    struct quic_rx rx = {.data = copy, .len = (uint32_t)len, .segment = (uint16_t)len, .ecn = ecn};
+    struct quic_rx rx = {
+        .data = copy, .len = (uint32_t)len, .segment = (uint16_t)(segment < len ? segment : len), .ecn = ecn};
     rx.peer = *from;
     rx.local = pair->addr[side];
     quic_endpoint_receive(pair->party[side].ep, pair->now, &rx);
     fuzz_release(copy);
 }
 
-/* All that `side` has to send now; given to the other side if `deliver`. */
+/* All that `side` has to send now; given to the other side if `deliver`, as whole trains or singly. */
 static void pair_transmit(struct pair *pair, unsigned side, bool deliver) {
     static uint8_t data[65536];
     for (int trains = 0; trains < 64; trains++) { /* An end that never stops would hang here. */
@@ -252,9 +253,10 @@ static void pair_transmit(struct pair *pair, unsigned side, bool deliver) {
             return;
         EXPECT(tx.len > 0 && tx.len <= tx.cap && tx.segment > 0);
         EXPECT((tx.len + tx.segment - 1) / tx.segment <= tx.max_segments);
-        for (uint32_t at = 0; deliver && at < tx.len; at += tx.segment) {
-            size_t n = tx.len - at < tx.segment ? tx.len - at : tx.segment;
-            pair_receive(pair, !side, data + at, n, &tx.local, tx.ecn);
+        uint32_t step = trains % 2 == 0 ? tx.len : tx.segment;
+        for (uint32_t at = 0; deliver && at < tx.len; at += step) {
+            size_t n = tx.len - at < step ? tx.len - at : step;
+            pair_receive(pair, !side, data + at, n, tx.segment, &tx.local, tx.ecn);
         }
         if (deliver)
             pair_drain(pair, !side);
