@@ -7,7 +7,7 @@
 #define STREAM    3u /* The server's first unidirectional one. */
 #define OTHER     7u
 #define SPAN      60000u
-#define DATAGRAM  1200u
+#define DATAGRAM  300u /* Small, so that a run lies within one small chunk. */
 #define TRAIN_MAX 20u
 
 /* What the client has read of each stream. */
@@ -142,15 +142,15 @@ static void gap(void) {
     for (unsigned i = 0; i < 4; i++)
         next += add(pair, &t, (struct frame){.id = STREAM, .offset = next});
     hole = next;
-    next += 1150;
+    next += 250;
     after = next;
     for (unsigned i = 0; i < 4; i++)
         next += add(pair, &t, (struct frame){.id = STREAM, .offset = next});
     deliver(pair, &t);
     read_all(pair);
     CHECK_EQ(read_bytes[0], hole);
-    add(pair, &t, (struct frame){.id = STREAM, .offset = hole - 500}); /* Overlaps both sides. */
-    add(pair, &t, (struct frame){.id = STREAM, .offset = after - 1000});
+    add(pair, &t, (struct frame){.id = STREAM, .offset = hole - 100}); /* Overlaps both sides. */
+    add(pair, &t, (struct frame){.id = STREAM, .offset = after - 200});
     deliver(pair, &t);
     read_all(pair);
     CHECK_EQ(read_bytes[0], next);
@@ -183,19 +183,44 @@ static void reserved_bits_close(void) {
     pair_destroy(pair);
 }
 
-/* One byte past the window, by the stream's limit or the connection's, in the middle of a run. */
+/* A byte past the stream's limit, or the connection's, in the middle of a run. */
 static void flow_control_holds(void) {
+    for (unsigned which = 0; which < 2; which++) {
+        struct pair *pair = begin();
+        struct quic_conn *client = pair_conn(pair, PAIR_CLIENT);
+        static struct train t;
+        uint64_t next = add(pair, &t, (struct frame){.id = STREAM});
+        deliver(pair, &t);
+        uint64_t limit = next + 1000; /* Within a chunk, which ends a run of itself. */
+        if (which == 0)
+            quic_stream_find(client, STREAM)->recv.max = limit;
+        else
+            client->recv_max = client->recv_total + 1000;
+        while (next <= limit)
+            next += add(pair, &t, (struct frame){.id = STREAM, .offset = next});
+        REQUIRE(t.n > 3);
+        deliver(pair, &t);
+        CHECK_EQ(client->close_code, QUIC_FLOW_CONTROL_ERROR);
+        CHECK(!quic_is_open(client));
+        pair_destroy(pair);
+    }
+}
+
+/* What the reader has been told of may be read at any time: a place that begins with it is none. */
+static void told_bytes_are_left_alone(void) {
     struct pair *pair = begin();
     static struct train t;
-    uint64_t next = 0, allowed = WINDOW_BYTES / 2;
-    while (quic_is_open(pair_conn(pair, PAIR_CLIENT))) {
-        REQUIRE(next <= allowed);
-        for (unsigned i = 0; i < 5; i++) /* The byte too many is in the middle of a train. */
-            next += add(pair, &t, (struct frame){.id = STREAM, .offset = next});
-        deliver(pair, &t); /* Nobody reads. */
-    }
-    CHECK(next > allowed);
-    CHECK_EQ(pair_conn(pair, PAIR_CLIENT)->close_code, QUIC_FLOW_CONTROL_ERROR);
+    uint64_t next = 0;
+    for (unsigned i = 0; i < 3; i++)
+        next += add(pair, &t, (struct frame){.id = STREAM, .offset = next});
+    deliver(pair, &t);
+    const struct quic_recv_part *r = &quic_stream_find(pair_conn(pair, PAIR_CLIENT), STREAM)->recv;
+    CHECK(quic_recv_part_place(r, 10, 100) != NULL);
+    CHECK(quic_recv_part_place(r, 10, QUIC_SMALL_CHUNK_BYTES) == NULL);
+    CHECK(quic_recv_part_place(r, (uint32_t)next + 1, 100) == NULL);
+    read_all(pair);
+    CHECK(quic_recv_part_place(r, 10, 100) == NULL && quic_recv_part_place(r, 1, 100) == NULL);
+    CHECK(quic_recv_part_place(r, 0, 100) != NULL);
     pair_destroy(pair);
 }
 
@@ -290,6 +315,7 @@ static const struct check_case cases[] = {
     {"train_fin_ends_a_run", fin_ends_a_run},
     {"train_reserved_bits_close", reserved_bits_close},
     {"train_flow_control_holds", flow_control_holds},
+    {"train_told_bytes_are_left_alone", told_bytes_are_left_alone},
     {"train_anything", anything},
     {"train_own_trains", own_trains},
 };
