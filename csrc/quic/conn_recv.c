@@ -174,17 +174,14 @@ static void peer_updated_keys(struct quic_conn *conn, uint64_t now, uint64_t pn)
     quic_schedule_event(conn);
 }
 
+/* A 1-RTT packet whose header is unmasked, with the bytes of its number. */
 static void receive_short(struct quic_conn *conn, const struct quic_packet_info *info, uint8_t *packet,
-                          size_t len, size_t pn_offset, const uint8_t mask[CRYPTO_MASK_BYTES],
-                          struct quic_taken *taken) {
+                          size_t len, size_t header, uint64_t truncated, struct quic_taken *taken) {
     struct quic_space *space = quic_app(conn);
     struct quic_keys *keys = &space->keys;
-    uint64_t truncated;
-    unsigned pn_len = quic_unmask_header(packet, pn_offset, mask, &truncated);
-    uint64_t pn = quic_pn_decode(space->largest_received, truncated, pn_len);
+    uint64_t pn = quic_pn_decode(space->largest_received, truncated, (packet[0] & 3u) + 1);
     bool is_next;
     const struct quic_key *key = choose_key(conn, keys, packet[0], pn, &is_next);
-    size_t header = pn_offset + pn_len;
     uint8_t nonce[CRYPTO_NONCE_BYTES];
     quic_nonce(nonce, key->iv, pn);
     struct quic_landing landing;
@@ -285,11 +282,17 @@ void quic_conn_receive_train(struct quic_conn *conn, const struct quic_packet_in
         samples[n] = data + n * stride + pn_offset + 4;
     while (++n < count);
     keys->crypto->hp_mask(keys->recv.hp, samples, masks, count);
+    /* All headers before the first packet is opened: the AEAD reads what is written here, byte by byte, in
+     * one piece, and would wait for it. */
+    uint64_t numbers[CRYPTO_HP_BATCH];
+    uint8_t pn_len[CRYPTO_HP_BATCH];
+    for (size_t i = 0; i < count; i++)
+        pn_len[i] = (uint8_t)quic_unmask_header(data + i * stride, pn_offset, masks[i], &numbers[i]);
     struct quic_taken taken = {0};
     for (size_t i = 0; i < count; i++) {
         if (!take_while_closed(conn))
-            receive_short(conn, info, data + i * stride, i + 1 < count ? segment : last, pn_offset, masks[i],
-                          &taken);
+            receive_short(conn, info, data + i * stride, i + 1 < count ? segment : last,
+                          pn_offset + pn_len[i], numbers[i], &taken);
     }
     quic_taken_end(conn, info, &taken);
 }

@@ -55,6 +55,19 @@ static void copy_from(struct source *from, uint8_t *out, size_t len) {
     from->left -= len;
 }
 
+/* A packet that is built and not yet sealed. Sealing lags one packet behind, so that the stores of a copy are
+ * on their way to the cache while the packet before is encrypted, instead of being waited for. */
+struct to_seal {
+    uint8_t *packet; /* NULL: none. */
+    size_t header, len;
+    uint8_t nonce[CRYPTO_NONCE_BYTES];
+};
+
+static void seal(const struct quic_keys *keys, const struct to_seal *b) {
+    uint8_t *payload = b->packet + b->header;
+    keys->crypto->seal(keys->send.key.aead, b->nonce, b->packet, b->header, payload, b->len, payload);
+}
+
 uint32_t quic_train_stream(struct quic_conn *conn, uint64_t now, struct quic_train *t) {
     struct quic_space *space = quic_app(conn);
     if (t->room < t->size || t->n == t->max || !only_stream_data(conn, space))
@@ -85,8 +98,6 @@ uint32_t quic_train_stream(struct quic_conn *conn, uint64_t now, struct quic_tra
     from.p = g->data + (part->next - g->offset);
     from.left = g->len - (part->next - g->offset);
 
-    const struct crypto_provider *crypto = space->keys.crypto;
-    const struct quic_key *key = &space->keys.send.key;
     bool ect = conn->recovery.ecn != QUIC_ECN_FAILED;
     const struct quic_sent_packet record = {.time_ns = now,
                                             .bytes = (uint16_t)t->size,
@@ -97,26 +108,28 @@ uint32_t quic_train_stream(struct quic_conn *conn, uint64_t now, struct quic_tra
     uint64_t start = part->next, offset = start;
     uint32_t n = 0;
     uint8_t *at = t->at;
+    struct to_seal waiting = {.packet = NULL};
     while (n < max) {
         size_t frame = 1 + id_len + (offset ? quic_varint_size(offset) : 0);
         size_t len = t->size - header - frame - CRYPTO_TAG_BYTES;
         if (offset + len - start > plain)
             break;
+        struct to_seal built = {at, header, frame + len, {0}};
+        quic_nonce(built.nonce, space->keys.send.key.iv, pn);
         uint8_t *p = at;
         memcpy(p, head, sizeof head);
         p += pn_offset;
         for (unsigned i = pn_len; i-- > 0;)
             *p++ = (uint8_t)(pn >> 8 * i);
-        uint8_t *payload = p;
         *p++ = (uint8_t)(QUIC_FRAME_STREAM | (offset ? QUIC_STREAM_OFF : 0));
         memcpy(p, id, 8);
         p += id_len;
         if (offset)
             p = quic_put_varint(p, offset);
         copy_from(&from, p, len);
-        uint8_t nonce[CRYPTO_NONCE_BYTES];
-        quic_nonce(nonce, key->iv, pn);
-        crypto->seal(key->aead, nonce, at, header, payload, frame + len, payload);
+        if (waiting.packet)
+            seal(&space->keys, &waiting);
+        waiting = built;
 
         struct quic_sent_packet *r = quic_sent_at(&space->sent, pn);
         *r = record;
@@ -137,6 +150,8 @@ uint32_t quic_train_stream(struct quic_conn *conn, uint64_t now, struct quic_tra
             s->quantum -= (uint32_t)len;
         }
     }
+    if (waiting.packet)
+        seal(&space->keys, &waiting);
     if (!n)
         return 0;
     uint64_t bytes = (uint64_t)n * t->size, fresh = offset - start;

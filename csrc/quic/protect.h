@@ -56,13 +56,25 @@ bool quic_keys_rotate_receive(struct quic_keys *keys);
 bool quic_keys_rotate_send(struct quic_keys *keys);
 void quic_keys_drop_previous(struct quic_keys *keys);
 
+/* RFC 9001 section 5.3. In registers, and written at once in two pieces: to change what was just written
+ * would wait until all stores before it, a packet's copy perhaps, have reached the cache. */
 static inline void quic_nonce(uint8_t nonce[CRYPTO_NONCE_BYTES], const uint8_t iv[CRYPTO_NONCE_BYTES],
                               uint64_t pn) {
-    uint64_t tail;
-    __builtin_memcpy(nonce, iv, CRYPTO_NONCE_BYTES);
-    __builtin_memcpy(&tail, nonce + 4, 8);
-    tail ^= __builtin_bswap64(pn);
-    __builtin_memcpy(nonce + 4, &tail, 8);
+    uint64_t first, high;
+    uint32_t last, low;
+    __builtin_memcpy(&first, iv, 8);
+    __builtin_memcpy(&last, iv + 8, 4);
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    high = (uint64_t)__builtin_bswap32((uint32_t)(pn >> 32)) << 32;
+    low = __builtin_bswap32((uint32_t)pn);
+#else
+    high = pn >> 32;
+    low = (uint32_t)pn;
+#endif
+    first ^= high;
+    last ^= low;
+    __builtin_memcpy(nonce, &first, 8);
+    __builtin_memcpy(nonce + 8, &last, 4);
 }
 
 /* Remove header protection with a mask: returns the packet number's length and its truncated value. */
