@@ -51,9 +51,11 @@
 #define QUIC_STREAM_BUCKETS 16u /* To begin with; doubles. */
 #define QUIC_DATAGRAM_QUEUE                                                                                  \
     64u /* DATAGRAM frames waiting, each direction; more are dropped and counted (RFC 9221 section 5). */
-#define QUIC_STREAM_QUANTUM                                                                                  \
-    16384u /* Bytes a stream sends before the next has its turn: a dozen packets keep trains dense. */
-#define QUIC_MTU_PROBES 3u /* RFC 8899: MAX_PROBES. */
+/* Bytes a stream sends before the next has its turn: a dozen packets at least, so that trains are dense; a
+ * train of its own where a round trip holds many of them. */
+#define QUIC_STREAM_QUANTUM_MIN 16384u
+#define QUIC_STREAM_QUANTUM_MAX 65536u
+#define QUIC_MTU_PROBES         3u /* RFC 8899: MAX_PROBES. */
 
 enum quic_conn_state {
     QUIC_CONN_HANDSHAKE,
@@ -296,6 +298,11 @@ static inline uint64_t quic_min(uint64_t a, uint64_t b) {
 }
 static inline uint64_t quic_max(uint64_t a, uint64_t b) {
     return a > b ? a : b;
+}
+
+static inline uint32_t quic_stream_quantum(const struct quic_conn *conn) {
+    return (uint32_t)quic_min(QUIC_STREAM_QUANTUM_MAX,
+                              quic_max(QUIC_STREAM_QUANTUM_MIN, conn->recovery.cc.window / 16));
 }
 
 static inline enum quic_space_id quic_space_of_level(enum quic_level level) {

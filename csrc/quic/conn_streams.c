@@ -136,7 +136,7 @@ void quic_stream_schedule(struct quic_conn *conn, struct quic_stream *s) {
         s->send_prev->send_next = s;
         s->send_next->send_prev = s;
     }
-    s->quantum = QUIC_STREAM_QUANTUM;
+    s->quantum = quic_stream_quantum(conn);
     quic_schedule_send(conn);
 }
 

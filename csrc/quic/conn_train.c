@@ -142,7 +142,7 @@ uint32_t quic_train_stream(struct quic_conn *conn, uint64_t now, struct quic_tra
         pn++;
         n++;
         if (s->quantum <= len) { /* The next stream's turn, also when this one is alone. */
-            s->quantum = QUIC_STREAM_QUANTUM;
+            s->quantum = quic_stream_quantum(conn);
             conn->data_streams = s->send_next;
             if (s->send_next != s)
                 break;

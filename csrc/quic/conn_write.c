@@ -309,7 +309,7 @@ static void write_streams(struct quic_packet_builder *b) {
             stuck = 0;
         }
         if (!wrote || !s->quantum) {
-            s->quantum = QUIC_STREAM_QUANTUM;
+            s->quantum = quic_stream_quantum(conn);
             conn->data_streams = s->send_next;
         }
     }
