@@ -203,6 +203,7 @@ static void uring_quiesce(struct uring *u) {
 static void uring_close(struct io *io) {
     struct uring *u = (struct uring *)io;
     if (u->ring_open) {
+        uring_flush(io); /* What was committed last still goes out. */
         uring_quiesce(u);
         if (u->fixed_files) {
             io_uring_unregister_files(&u->ring);

@@ -69,8 +69,9 @@ struct uring {
     struct uring_rx rx;
     struct udp_tx_pool tx;
     struct io_stats stats;
-    uint64_t wake_value; /* Where the eventfd is read to. */
-    uint32_t in_kernel;  /* Sends not yet completed. */
+    uint64_t wake_value;      /* Where the eventfd is read to. */
+    struct udp_tx_slot *lone; /* Committed since the last flush, when it is the only one; not yet an entry. */
+    uint32_t in_kernel;       /* Sends not yet completed. */
     bool wake_armed;
     bool ring_open, fixed_files;
     bool deferred; /* IORING_SETUP_DEFER_TASKRUN is in use. */

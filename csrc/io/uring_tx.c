@@ -5,9 +5,16 @@
  *
  * Measured over veth on a busy machine, the sender's processor time for a packet of 1,452 bytes, median of
  * five: 292 ns this way, 280 ns by sendmmsg(2) in socket.c, single trials from 243 to 338. The difference is
- * within the noise; a direct sendmsg(2) beside the ring has not been tried. */
+ * within the noise.
+ *
+ * A train that is alone in its flush goes by sendmsg(2), which costs less than an entry and its completion;
+ * to an answer of one packet that is what matters. If the send buffer is full it becomes an entry after all.
+ */
 #define _GNU_SOURCE
 #include "uring.h"
+
+#include <errno.h>
+#include <sys/socket.h>
 
 struct io_tx *uring_tx_acquire(struct io *io) {
     struct uring *u = (struct uring *)io;
@@ -18,12 +25,7 @@ struct io_tx *uring_tx_acquire(struct io *io) {
     return slot != NULL ? &slot->tx : NULL;
 }
 
-void uring_tx_commit(struct io *io, struct io_tx *tx) {
-    struct uring *u = (struct uring *)io;
-    struct udp_tx_slot *slot = (struct udp_tx_slot *)tx;
-    if (!udp_tx_prepare(&u->tx, slot)) {
-        return;
-    }
+static void queue(struct uring *u, struct udp_tx_slot *slot) {
     struct io_uring_sqe *sqe = uring_sqe(u);
     io_uring_prep_sendmsg(sqe, u->socket.fd, &slot->message, 0);
     uring_use_socket(u, sqe);
@@ -31,13 +33,45 @@ void uring_tx_commit(struct io *io, struct io_tx *tx) {
     u->in_kernel++;
 }
 
+void uring_tx_commit(struct io *io, struct io_tx *tx) {
+    struct uring *u = (struct uring *)io;
+    struct udp_tx_slot *slot = (struct udp_tx_slot *)tx;
+    if (!udp_tx_prepare(&u->tx, slot)) {
+        return;
+    }
+    if (u->lone == NULL && u->in_kernel == 0) { /* Sends that wait for room must not be overtaken. */
+        u->lone = slot;
+        return;
+    }
+    if (u->lone != NULL) {
+        queue(u, u->lone);
+        u->lone = NULL;
+    }
+    queue(u, slot);
+}
+
 void uring_tx_cancel(struct io *io, struct io_tx *tx) {
     struct uring *u = (struct uring *)io;
     udp_tx_give(&u->tx, (struct udp_tx_slot *)tx);
 }
 
+static void send_lone(struct uring *u) {
+    struct udp_tx_slot *slot = u->lone;
+    u->lone = NULL;
+    ssize_t sent = sendmsg(u->socket.fd, &slot->message, MSG_DONTWAIT);
+    u->stats.syscalls++;
+    if (sent < 0 && errno == EAGAIN) {
+        queue(u, slot);
+    } else {
+        udp_tx_complete(&u->tx, slot, sent < 0 ? -errno : (int)sent);
+    }
+}
+
 void uring_flush(struct io *io) {
     struct uring *u = (struct uring *)io;
+    if (u->lone != NULL) {
+        send_lone(u);
+    }
     if (io_uring_sq_ready(&u->ring) != 0) {
         uring_submit(u);
     }

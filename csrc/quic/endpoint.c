@@ -609,6 +609,10 @@ static bool send_stateless(struct quic_endpoint *ep, struct quic_tx *tx) {
     return true;
 }
 
+bool quic_endpoint_pending(const struct quic_endpoint *ep) {
+    return ep->send_first || ep->stateless_head != ep->stateless_tail;
+}
+
 bool quic_endpoint_transmit(struct quic_endpoint *ep, uint64_t now, struct quic_tx *tx) {
     while (ep->stateless_head != ep->stateless_tail) {
         if (send_stateless(ep, tx))

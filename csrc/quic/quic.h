@@ -180,6 +180,8 @@ void quic_endpoint_destroy(struct quic_endpoint *ep);
 void quic_endpoint_receive(struct quic_endpoint *ep, uint64_t now, const struct quic_rx *rx);
 /* Builds the next train into `tx`. False: nothing to send now. */
 bool quic_endpoint_transmit(struct quic_endpoint *ep, uint64_t now, struct quic_tx *tx);
+/* May quic_endpoint_transmit have something? False: it has not. */
+bool quic_endpoint_pending(const struct quic_endpoint *ep);
 /* The next connection with unread events, or NULL. Read them with quic_conn_poll until it returns false, then
  * call quic_endpoint_done_conn (which may free the connection, after its CLOSED). A reader that must stop
  * before that calls quic_endpoint_rotate_conn: the connection goes behind the others and keeps its events. */

@@ -38,6 +38,7 @@ static void insert(struct wheel *w, struct quic_timer *timer) {
     unsigned level = level_of(w, tick);
     unsigned slot = (tick >> (level * WHEEL_SLOT_BITS)) & (WHEEL_SLOTS - 1);
     w->occupied[level] |= (uint64_t)1 << slot;
+    w->levels |= 1u << level;
     link_timer(&w->slots[level][slot], timer);
 }
 
@@ -91,10 +92,13 @@ void wheel_set(struct wheel *w, struct quic_timer *timer, uint64_t deadline_ns) 
 /* The first occupied slot in time: all of level 0 lies before all of level 1, and so on, because a slot of
  * level n differs from the present tick in a higher bit. Answers the slot's first tick. False: the wheel is
  * empty. */
-static bool first_slot(const struct wheel *w, unsigned *level, unsigned *slot, uint64_t *tick) {
-    for (unsigned l = 0; l < WHEEL_LEVELS; l++) {
-        if (w->occupied[l] == 0)
+static bool first_slot(struct wheel *w, unsigned *level, unsigned *slot, uint64_t *tick) {
+    while (w->levels != 0) {
+        unsigned l = (unsigned)__builtin_ctz(w->levels);
+        if (w->occupied[l] == 0) {
+            w->levels &= w->levels - 1;
             continue;
+        }
         unsigned s = (unsigned)__builtin_ctzll(w->occupied[l]);
         unsigned shift = l * WHEEL_SLOT_BITS;
         unsigned above = shift + WHEEL_SLOT_BITS; /* At the top level there are no bits above. */
@@ -107,7 +111,7 @@ static bool first_slot(const struct wheel *w, unsigned *level, unsigned *slot, u
     return false;
 }
 
-uint64_t wheel_next_deadline(const struct wheel *w) {
+uint64_t wheel_next_deadline(struct wheel *w) {
     unsigned level, slot;
     uint64_t tick;
     if (!first_slot(w, &level, &slot, &tick))

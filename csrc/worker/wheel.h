@@ -32,9 +32,10 @@
 #define WHEEL_LEVELS     9u /* 13 + 9 * 6 = 67 bits: every uint64_t of ns. */
 
 struct wheel {
-    uint64_t tick;  /* Present tick; all armed timers lie at it or later. */
-    uint64_t floor; /* Earliest tick a timer may be put at: tick, or while expiring the tick after. */
-    uint64_t armed; /* Timers in the wheel. */
+    uint64_t tick;   /* Present tick; all armed timers lie at it or later. */
+    uint64_t floor;  /* Earliest tick a timer may be put at: tick, or while expiring the tick after. */
+    uint64_t armed;  /* Timers in the wheel. */
+    uint32_t levels; /* Bit l: level l may have an occupied slot; cleared when one is looked for in vain. */
     uint64_t occupied[WHEEL_LEVELS];
     struct quic_timer *slots[WHEEL_LEVELS][WHEEL_SLOTS];
     struct quic_timer
@@ -51,7 +52,7 @@ void wheel_cancel(struct wheel *w, struct quic_timer *timer);
 /* A time at which wheel_expire makes progress, and before which no timer fires; QUIC_NEVER when none is
  * armed. It is the next firing itself when that is within level 0 or its slot holds few timers, else the time
  * its slot is taken apart. */
-uint64_t wheel_next_deadline(const struct wheel *w);
+uint64_t wheel_next_deadline(struct wheel *w);
 
 /* Fire everything due at `now`: each timer is disarmed, then handed to `fire`. Returns the number fired. */
 uint64_t wheel_expire(struct wheel *w, uint64_t now, void (*fire)(void *ctx, struct quic_timer *timer),

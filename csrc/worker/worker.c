@@ -443,7 +443,7 @@ static void fire(void *ctx, struct quic_timer *timer) {
 static uint32_t transmit(struct worker *w) {
     uint32_t n = 0;
     w->tx_full = false;
-    for (; n < TURN_TX; n++) {
+    for (; n < TURN_TX && quic_endpoint_pending(w->ep); n++) {
         struct io_tx *out = w->io->ops->tx_acquire(w->io);
         if (!out) {
             w->tx_full = true; /* The turn after a completion goes on; io->wait returns for one. */
@@ -522,7 +522,8 @@ uint64_t worker_turn(struct worker *w, uint64_t now) {
     }
     w->worked += (uint32_t)wheel_expire(&w->wheel, now, fire, w);
     w->worked += (uint32_t)wheel_expire(&w->perf_wheel, now, perf_timer, w);
-    worker_events(w);
+    if (quic_endpoint_poll_conn(w->ep) || w->perf_done || w->events_full || w->chunks_short)
+        worker_events(w);
     if (w->worked > 0 && w->perf_sending)
         perf_top_up(w); /* In an idle turn nothing was sent or acknowledged since the last. */
     uint32_t sent = transmit(w);
