@@ -77,6 +77,7 @@ async def client(
         for _ in range(connections):
             connection = await datapath.connect(address, server_name=server_name or host_of(to))
             opened.append(await stack.enter_async_context(connection))
+        output.event("connected", connections=len(opened))
         result = merged(list(await asyncio.gather(*(connection.perf(**args) for connection in opened))))
         report = await connection_report(opened[0]) | datapath_report(datapath)
     seconds = max(result.duration, 1e-9)

@@ -7,16 +7,25 @@ C from the opening to the last byte. The yardstick sends 512 bytes there and bac
 
 from __future__ import annotations
 
+import asyncio
+import signal
+import time
+from pathlib import Path
 from typing import Any
 
 from control.bench import environment, yardsticks
+from control.bench.processes import running, stoq
 from control.bench.report import Steps, median, pairwise, spread
 from control.bench.throughput import Bench
+from dataplane import STOQ_PORT
 
 REQUEST_BYTES = 512
 PERF_HEADER_BYTES = 8
 PINGS_PER_SECOND = 50_000  # What a raw round trip of 20 us gives: the yardstick takes about as long as ours.
 LEAST_PINGS = 1000
+IDLE_SECONDS = 3.0
+SETTLE_SECONDS = 1.0  # From the client's standstill to the measurement: retransmissions have become rare.
+FOR_EVER_SECONDS = 600
 RATIO = "median over trials of our p50 / the raw UDP p50 within the trial; 1 would be raw UDP"
 
 
@@ -33,6 +42,43 @@ async def ours(bench: Bench) -> dict[str, Any]:
         "crypto": client["crypto"],
         "backend": client["backend"],
     }
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of all threads of a process so far (schedstat, Documentation/scheduler/sched-stats.rst)."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            total += int((task / "schedstat").read_text().split()[0])
+        except FileNotFoundError:
+            continue
+    return total / 1e9
+
+
+async def idle_cpu(bench: Bench) -> float:
+    """Share of a core that a node takes which polls adaptively (no `--busy-poll`) and has one connection on
+    which nothing happens: its client is stopped (SIGSTOP) in the middle of a request."""
+    server, client = bench.server, bench.client
+
+    def node(core: int) -> list[str]:
+        return [option for option in bench.node(core) if option != "--busy-poll"]
+
+    listen = f"[{server.address}]:{STOQ_PORT}"
+    serve = ["perf", "serve", "--listen", listen, *bench.server_files(), *node(server.core)]
+    call = ["perf", "client", "--to", listen, *bench.ca(), "--download", str(REQUEST_BYTES)]
+    call += ["--seconds", str(FOR_EVER_SECONDS), *node(client.core)]
+    async with running("stoq perf serve", server, stoq(*serve)) as listening:
+        await listening.until("listening")
+        async with running("stoq perf client", client, stoq(*call)) as calling:
+            await calling.until("connected")
+            calling.process.send_signal(signal.SIGSTOP)
+            try:
+                await asyncio.sleep(SETTLE_SECONDS)
+                cpu, clock = cpu_seconds(listening.process.pid), time.monotonic()
+                await asyncio.sleep(IDLE_SECONDS)
+                return (cpu_seconds(listening.process.pid) - cpu) / (time.monotonic() - clock)
+            finally:
+                calling.process.send_signal(signal.SIGCONT)
 
 
 async def measure(bench: Bench) -> dict[str, Any]:
@@ -54,6 +100,7 @@ async def measure(bench: Bench) -> dict[str, Any]:
             trial["raw_udp"] = raw
             steps.done("raw UDP", f"p50 {raw['p50_us']:.1f} us, p99 {raw['p99_us']:.1f} us")
             trials.append(trial)
+    idle = await idle_cpu(bench)
     environment.finish(described, started)
     described["provider"] = trials[0]["ours"]["crypto"]
     described["backend"] = trials[0]["ours"]["backend"]
@@ -69,6 +116,7 @@ async def measure(bench: Bench) -> dict[str, Any]:
         "ratio": pairwise(trials, "ours", "raw_udp", "p50_us"),
         "ratio_p99": pairwise(trials, "ours", "raw_udp", "p99_us"),
         "ratio_is": RATIO,
+        "idle_cpu": idle,
         "settings": {"seconds": settings.seconds, "bytes": REQUEST_BYTES, "options": list(settings.options)},
         "trials": trials,
         "environment": described,
@@ -88,4 +136,5 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("raw UDP ping-pong, p50", us("raw_udp", "p50_us")),
         ("raw UDP ping-pong, p99", us("raw_udp", "p99_us")),
         ("ratio", f"p50 {report['ratio']:.2f}, p99 {report['ratio_p99']:.2f}"),
+        ("idle node, adaptive polling", f"{report['idle_cpu']:.2%} of a core"),
     ]

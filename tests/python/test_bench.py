@@ -138,6 +138,7 @@ def test_latency() -> None:
     assert result["ratio"] == pytest.approx(result["p50_us"] / result["raw_udp_p50_us"], 1e-2)
     assert result["trials"][0]["ours"]["requests"] > 0
     assert result["trials"][0]["raw_udp"]["bytes"] == 512
+    assert 0 < result["idle_cpu"] < 0.5  # It sleeps; how little that costs is for `stoq bench` to say.
 
 
 # ---- AF_XDP ----
