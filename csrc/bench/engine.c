@@ -2,7 +2,10 @@
  * a copy on the way (the wire passes the sender's buffer to the receiver), on a virtual clock.
  *
  *      engine [--json] [--only] [--trials N] [--mib N] [--warm-up MIB] [--datagram BYTES]
- *             [--crypto NAME] [--cipher NAME] [--core N]
+ *             [--crypto NAME] [--cipher NAME] [--core N] [--requests N]
+ *
+ * With --requests not a download but N requests of 512 bytes there and back, one after the other, a stream
+ * each.
  *
  * Both ends' turns are timed apart, so that there is a figure for each direction of a core that does nothing
  * else. Under callgrind the same run gives instructions for each packet (tests/python/test_instructions.py).
@@ -30,7 +33,7 @@ struct trial {
 };
 
 struct options {
-    uint32_t mib, warm_up_mib, trials, datagram_bytes;
+    uint32_t mib, warm_up_mib, trials, datagram_bytes, requests;
     const char *crypto;
     int core, aead;
     bool json, only;
@@ -132,6 +135,21 @@ static void download(struct pair *p, uint64_t bytes, struct trial *t) {
     t->receiver_ns = (double)ns[SIM_CLIENT] / (double)t->packets;
 }
 
+/* One request after the other: what a message costs each end, without a kernel. */
+static void requests(struct pair *p, const struct options *o) {
+    enum { BYTES = 512, HEADER = 8 };
+    for (uint32_t i = 0; i < o->trials; i++) {
+        int64_t ns[2] = {0, 0};
+        const struct stoq_perf ask = {
+            .download_bytes = BYTES, .upload_bytes = BYTES - HEADER, .streams = 1, .requests = o->requests};
+        if (!pair_ask(p, ask) || !timed(p, ns) || p->result.requests != o->requests)
+            bench_fail("the requests failed: %s", p->why);
+        printf(o->json ? "{\"requests\": %u, \"server_ns\": %.1f, \"client_ns\": %.1f}\n"
+                       : "%u requests of 512 bytes and back: server %.1f ns each, client %.1f ns\n",
+               o->requests, (double)ns[SIM_SERVER] / o->requests, (double)ns[SIM_CLIENT] / o->requests);
+    }
+}
+
 static void report(const struct options *o, const struct trial *t, uint64_t in_all) {
     if (!o->json) {
         for (uint32_t i = 0; i < o->trials; i++)
@@ -163,7 +181,7 @@ static int cipher(const char *name) {
 }
 
 static struct options parse(int argc, char **argv) {
-    enum { JSON = 1, ONLY, MIB, WARM_UP, TRIALS, DATAGRAM, CRYPTO, CIPHER, CORE, HELP };
+    enum { JSON = 1, ONLY, MIB, WARM_UP, TRIALS, DATAGRAM, CRYPTO, CIPHER, CORE, REQUESTS, HELP };
     static const struct option known[] = {
         {"json", no_argument, NULL, JSON},
         {"only", no_argument, NULL, ONLY},
@@ -174,6 +192,7 @@ static struct options parse(int argc, char **argv) {
         {"crypto", required_argument, NULL, CRYPTO},
         {"core", required_argument, NULL, CORE},
         {"cipher", required_argument, NULL, CIPHER},
+        {"requests", required_argument, NULL, REQUESTS},
         {"help", no_argument, NULL, HELP},
         {0},
     };
@@ -208,11 +227,14 @@ static struct options parse(int argc, char **argv) {
         case CORE:
             o.core = (int)bench_number("--core", optarg, 0, 1023);
             break;
+        case REQUESTS:
+            o.requests = (uint32_t)bench_number("--requests", optarg, 1, 100000000);
+            break;
         default:
             fprintf(c == HELP ? stdout : stderr,
                     "usage: engine [--json] [--only] [--warm-up MIB] [--mib N] [--trials N] [--datagram "
                     "BYTES] [--crypto NAME] "
-                    "[--cipher aes128|aes256|chacha20] [--core N]\n");
+                    "[--cipher aes128|aes256|chacha20] [--core N] [--requests N]\n");
             exit(c == HELP ? 0 : 2);
         }
     }
@@ -230,6 +252,11 @@ int main(int argc, char **argv) {
         .crypto = o.crypto, .max_datagram = (uint16_t)o.datagram_bytes, .test_profile = true};
     if (!pair_open(&p, o.aead, &client, &server, &(struct stoq_impairment){.delay_ns = DELAY_NS}))
         bench_fail("%s", p.why);
+    if (o.requests) {
+        requests(&p, &o);
+        pair_close(&p);
+        return 0;
+    }
     download(&p, (uint64_t)o.warm_up_mib << 20, &ignored);
     for (uint32_t i = 0; i < o.trials; i++) {
         download(&p, (uint64_t)o.mib << 20, &trials[i]);
