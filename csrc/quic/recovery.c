@@ -311,7 +311,9 @@ uint64_t quic_recovery_allowance(struct quic_conn *conn, uint64_t now) {
     uint64_t elapsed = now - r->pace_updated_ns;
     unsigned __int128 earned = (unsigned __int128)rate * elapsed / QUIC_S;
     r->pace_tokens = r->pace_tokens + earned > bucket ? bucket : r->pace_tokens + (uint64_t)earned;
-    r->pace_updated_ns = now;
+    /* Time that has not made a whole byte yet still counts: a worker that polls asks every microsecond. */
+    uint64_t rest = rate * elapsed - (uint64_t)earned * QUIC_S;
+    r->pace_updated_ns = rate ? now - rest / rate : now;
     /* Wait for a worthwhile train: a quarter of the bucket, or one packet at low rates. */
     uint64_t unit = quic_max(mtu, quic_min(bucket / 4, PACE_TRAIN_BYTES));
     if (r->pace_tokens < unit) {
