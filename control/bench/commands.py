@@ -258,7 +258,7 @@ def engine_command(output: Output, /, json_lines: bool, core: int | None, **opti
     multiple=True,
     help="Only this one; may be repeated. Default: all.",
 )
-@click.option("--rate-mbps", type=click.IntRange(1, 100000), default=100, show_default=True)
+@click.option("--rate-mbps", type=click.IntRange(1, 100000), default=200, show_default=True)
 @click.option("--rtt-ms", type=click.FloatRange(0.1, 10000), default=20.0, show_default=True)
 @click.option("--loss", type=click.FloatRange(0.01, 50), default=1.0, show_default=True, help="Per cent.")
 @click.option("--queue", type=click.IntRange(0), default=0, help="Bytes; default: what the path holds.")

@@ -122,9 +122,7 @@ async def measure(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _figures(
-    settings: Settings, controller: str, trials: dict[str, list[dict[str, Any]]]
-) -> dict[str, Any]:
+def _figures(settings: Settings, controller: str, trials: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     name, model = REFERENCES[controller]
     loss, fair = trials["loss"], trials["fairness"]
     return {

@@ -1,5 +1,5 @@
-"""Congestion controllers on the virtual clock, and the models they are measured against. Short: the figures of
-docs/PERFORMANCE.md come from `stoq bench congestion`, which runs longer."""
+"""Congestion controllers on the virtual clock, and the models they are measured against. Short: the figures
+of docs/PERFORMANCE.md come from `stoq bench congestion`, which runs longer."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def test_the_same_seed_gives_the_same_figures() -> None:
 @built
 @pytest.mark.parametrize("controller", ["cubic", "bbr"])
 def test_goodput_under_random_loss(controller: str) -> None:
-    """Within a quarter of its model: a trial this short has a hundred losses of CUBIC's, a few cycles of BBR's;
-    the tenth of the bar is for the bench."""
+    """Within a quarter of its model: a trial this short has a hundred losses of CUBIC's, a few cycles of
+    BBR's; the tenth of the bar is for the bench."""
     result = run(controller, "--loss-ppm", "10000", "--warm-up", "3", "--seconds", "15")
     (goodput,) = mbps(result)
     assert goodput == pytest.approx(congestion.REFERENCES[controller][1](LOSSY), rel=0.25)
@@ -74,7 +74,8 @@ def test_goodput_under_random_loss(controller: str) -> None:
 @built
 @pytest.mark.parametrize("controller", ["cubic", "bbr"])
 def test_ten_flows_share_a_bottleneck(controller: str) -> None:
-    result = run(controller, "--flows", "10", "--rate-mbps", "50", "--queue-bytes", "125000", "--warm-up", "10")
+    path = ("--rate-mbps", "50", "--queue-bytes", "125000")
+    result = run(controller, "--flows", "10", *path, "--warm-up", "10")
     shares = mbps(result)
     assert models.jain(shares) >= 0.95
     assert sum(shares) > 0.9 * 47
