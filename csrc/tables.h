@@ -186,7 +186,8 @@
 /* Congestion controllers. */
 #define STOQ_CONGESTION_CONTROLLERS(X)                                                                       \
     X(NEWRENO, 0, "newreno")                                                                                 \
-    X(CUBIC, 1, "cubic")
+    X(CUBIC, 1, "cubic")                                                                                     \
+    X(BBR, 2, "bbr")
 
 enum quic_transport_error {
 #define X(name, value, text) QUIC_##name = value,

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from control import devcerts
-from control.bench import engine, handshake, latency, packets, throughput
+from control.bench import congestion, engine, handshake, latency, packets, throughput
 from control.bench.report import rounded
 from control.bench.throughput import Bench, Settings
 from control.console import Output, run_async
@@ -240,6 +240,43 @@ def engine_command(output: Output, /, json_lines: bool, core: int | None, **opti
     async def main() -> None:
         report = await engine.measure(settings)
         output.table("engine", engine.rows(report))
+        output.event("result", **rounded(report))
+
+    raise SystemExit(run_async(output, main()))
+
+
+@bench_group.command("congestion")
+@_COMMON[0]
+@_COMMON[1]
+@click.option(
+    "--seconds", type=click.FloatRange(1, 3600), default=60.0, show_default=True, help="Virtual; of a trial."
+)
+@click.option(
+    "--congestion",
+    "controllers",
+    type=click.Choice([c.key for c in CongestionController]),
+    multiple=True,
+    help="Only this one; may be repeated. Default: all.",
+)
+@click.option("--rate-mbps", type=click.IntRange(1, 100000), default=200, show_default=True)
+@click.option("--rtt-ms", type=click.FloatRange(0.1, 10000), default=20.0, show_default=True)
+@click.option("--loss", type=click.FloatRange(0.01, 50), default=1.0, show_default=True, help="Per cent.")
+@click.option("--queue", type=click.IntRange(0), default=0, help="Bytes; default: what the path holds.")
+@click.option("--flows", type=click.IntRange(2, 64), default=10, show_default=True, help="For fairness.")
+@click.option("--datagram", type=click.IntRange(1200, 65527), default=1452, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the first trial.")
+@click.pass_obj
+def congestion_command(
+    output: Output, /, json_lines: bool, controllers: tuple[str, ...], **options: Any
+) -> None:
+    """Congestion control in simulation: goodput under random loss beside its model, fairness of flows."""
+    output = _output(output, json_lines)
+    names = controllers or tuple(c.key for c in CongestionController)
+    settings = congestion.Settings(controllers=names, **options)
+
+    async def main() -> None:
+        report = await congestion.measure(settings)
+        output.table("congestion", congestion.rows(report))
         output.event("result", **rounded(report))
 
     raise SystemExit(run_async(output, main()))

@@ -1,6 +1,8 @@
 /* What all congestion controllers have in common: RFC 9002 section 7. The initial and minimum window, slow
- * start, entering recovery. The rest is a file a controller: cc_newreno.c, cc_cubic.c; HyStart++: hystart.c.
+ * start, entering recovery. The rest is a file a controller: cc_newreno.c, cc_cubic.c, cc_bbr.c; HyStart++:
+ * hystart.c.
  */
+#include "bbr.h"
 #include "cc_internal.h"
 
 #include <math.h>
@@ -20,11 +22,16 @@ static uint64_t min64(uint64_t a, uint64_t b) {
     return a < b ? a : b;
 }
 
+size_t quic_cc_state_bytes(enum stoq_congestion_controller which) {
+    return which == STOQ_CC_BBR ? sizeof(struct quic_bbr) : 0;
+}
+
 void quic_cc_init(struct quic_cc *cc, enum stoq_congestion_controller which, uint32_t mss,
-                  uint32_t initial_window) {
+                  uint32_t initial_window, void *state) {
     static const struct quic_cc_ops *const controllers[STOQ_CC_COUNT] = {
         [STOQ_CC_NEWRENO] = &quic_cc_newreno,
         [STOQ_CC_CUBIC] = &quic_cc_cubic,
+        [STOQ_CC_BBR] = &quic_cc_bbr,
     };
     uint64_t packets = initial_window != 0 ? initial_window : DEFAULT_INITIAL_PACKETS;
     memset(cc, 0, sizeof *cc);
@@ -35,6 +42,8 @@ void quic_cc_init(struct quic_cc *cc, enum stoq_congestion_controller which, uin
     cc->ssthresh = UINT64_MAX;
     cc->hystart.last_min_ns = UINT64_MAX;
     cc->hystart.current_min_ns = UINT64_MAX;
+    if (which == STOQ_CC_BBR)
+        quic_bbr_init(cc, state);
 }
 
 void quic_cc_set_mss(struct quic_cc *cc, uint32_t mss) {

@@ -21,6 +21,13 @@ struct quic_conn *quic_conn_create(struct quic_endpoint *ep, uint64_t now, bool 
     quic_params_defaults(&conn->peer_params);
     quic_ack_frequency_init(conn);
     quic_mtu_reset(conn);
+    size_t cc_bytes = quic_cc_state_bytes(config->cc);
+    if (cc_bytes && !(conn->recovery.cc.bbr = ep->host.alloc(ep->host.ctx, cc_bytes))) {
+        ep->host.free(ep->host.ctx, conn, sizeof *conn);
+        return NULL;
+    }
+    for (int i = 0; i < QUIC_SPACE_COUNT; i++)
+        conn->spaces[i].sent.with_rates = cc_bytes != 0;
     quic_recovery_init(conn);
     conn->recovery.pace_updated_ns = now;
     conn->idle_timeout_ns = config->idle_timeout_ns;
@@ -32,6 +39,7 @@ struct quic_conn *quic_conn_create(struct quic_endpoint *ep, uint64_t now, bool 
     conn->kinds[theirs | QUIC_STREAM_ID_UNI].limit = config->max_streams_uni;
     if (!quic_cids_init(conn)) {
         quic_cids_release(conn);
+        quic_recovery_release(conn);
         ep->host.free(ep->host.ctx, conn, sizeof *conn);
         return NULL;
     }
@@ -70,6 +78,7 @@ void quic_conn_free(struct quic_conn *conn) {
     for (int i = 0; i < QUIC_SPACE_COUNT; i++)
         quic_space_discard(&conn->spaces[i], host);
     quic_cids_release(conn);
+    quic_recovery_release(conn);
     free_pending(conn);
     free_queue(conn, &conn->datagrams_in);
     free_queue(conn, &conn->datagrams_out);
@@ -427,8 +436,10 @@ void quic_conn_stats(const struct quic_conn *conn, struct quic_conn_stats *out) 
     out->congestion_window = r->cc.window;
     out->bytes_in_flight = r->bytes_in_flight;
     out->ssthresh = r->cc.ssthresh;
-    out->pacing_rate_bps =
-        r->rtt_smoothed_ns ? (uint64_t)((double)r->cc.window * 8e9 / (double)r->rtt_smoothed_ns) : 0;
+    out->pacing_rate_bps = r->cc.pacing_rate ? r->cc.pacing_rate * 8
+                           : r->rtt_smoothed_ns
+                               ? (uint64_t)((double)r->cc.window * 8e9 / (double)r->rtt_smoothed_ns)
+                               : 0;
     out->datagram_bytes = conn->mtu.current;
     out->ecn_capable = r->ecn == QUIC_ECN_CAPABLE;
 }

@@ -414,6 +414,7 @@ void quic_ack_frequency_lost(struct quic_conn *conn, uint64_t sequence);
 
 /* recovery.c */
 void quic_recovery_init(struct quic_conn *conn);
+void quic_recovery_release(struct quic_conn *conn); /* The congestion controller's own memory. */
 void quic_recovery_rtt(struct quic_conn *conn, uint64_t now, uint64_t sample_ns, uint64_t ack_delay_ns);
 uint64_t quic_recovery_pto(const struct quic_conn *conn, enum quic_space_id id); /* Without back-off. */
 void quic_recovery_detect_loss(struct quic_conn *conn, uint64_t now, enum quic_space_id id);
@@ -428,6 +429,8 @@ void quic_recovery_sent_many(struct quic_conn *conn, uint64_t now, uint32_t pack
 /* A packet leaves the flight without being acknowledged or lost (its space is discarded). */
 void quic_recovery_remove_space(struct quic_conn *conn, enum quic_space_id id);
 void quic_recovery_new_path(struct quic_conn *conn, bool same_ip);
+/* Nothing is left to send: if the window has room, the application limits. */
+void quic_recovery_drained(struct quic_conn *conn, uint64_t now);
 /* Bytes congestion control and pacing allow now; sets pace_next_ns when pacing is what stops. */
 uint64_t quic_recovery_allowance(struct quic_conn *conn, uint64_t now);
 void quic_recovery_ecn(struct quic_conn *conn, uint64_t now, struct quic_space *space,

@@ -155,6 +155,16 @@ static void logged_frame_acked(struct quic_conn *conn, enum quic_space_id id, co
     t->hi = f->b + f->len;
 }
 
+/* For a controller that measures delivery rates. */
+static void rate_acked(struct quic_conn *conn, uint64_t now, const struct quic_sent *sent, uint64_t pn,
+                       bool spurious) {
+    struct quic_cc *cc = &conn->recovery.cc;
+    const struct quic_sent_packet *p = quic_sent_at(sent, pn);
+    quic_rate_on_acked(cc->rate, quic_sent_rate_at(sent, pn), now, p->time_ns, pn, p->bytes);
+    if (spurious)
+        cc->ops->on_spurious_loss(cc, now, p->time_ns);
+}
+
 static void packet_acked(struct quic_conn *conn, uint64_t now, enum quic_space_id id, uint64_t pn,
                          struct ack_totals *t) {
     struct quic_space *space = &conn->spaces[id];
@@ -186,6 +196,8 @@ static void packet_acked(struct quic_conn *conn, uint64_t now, enum quic_space_i
     }
     if (here && (p->flags & QUIC_SENT_ECT))
         t->ect++;
+    if (conn->recovery.cc.rate && here && (p->flags & QUIC_SENT_IN_FLIGHT))
+        rate_acked(conn, now, &space->sent, pn, !was_out);
     if (p->flags & QUIC_SENT_MTU_PROBE)
         quic_mtu_on_probe(conn, now, true, p->bytes);
     if (id == QUIC_SPACE_APP)
@@ -241,9 +253,11 @@ int quic_conn_on_ack(struct quic_conn *conn, uint64_t now, enum quic_space_id id
         sample = now > t.largest_sent_ns ? now - t.largest_sent_ns : 1;
         quic_recovery_rtt(conn, now, sample, quic_min(delay_us, UINT64_C(1) << 40) * 1000);
     }
+    bool app_limited = !window_in_use(r, in_flight);
     if (advanced)
         quic_recovery_ecn(conn, now, space, ack, t.ect, t.largest_sent_ns);
-    if (t.bytes) {
+    quic_recovery_detect_loss(conn, now, id); /* Appendix A.7: before the window may grow. */
+    if (t.bytes || (r->cc.rate && r->cc.rate->acked.any)) {
         struct quic_cc_ack c = {
             .now = now,
             .bytes = t.bytes,
@@ -254,11 +268,11 @@ int quic_conn_on_ack(struct quic_conn *conn, uint64_t now, enum quic_space_id id
             .rtt_latest_ns = sample,
             .rtt_smoothed_ns = r->rtt_smoothed_ns,
             .rtt_min_ns = r->rtt_min_ns,
-            .app_limited = !window_in_use(r, in_flight),
+            .app_limited = app_limited,
+            .in_flight = r->bytes_in_flight,
         };
         r->cc.ops->on_ack(&r->cc, &c);
     }
-    quic_recovery_detect_loss(conn, now, id);
     /* Section 6.2.1: not by a client that cannot know whether the server has validated its address. */
     if (conn->server || conn->confirmed || id != QUIC_SPACE_INITIAL)
         r->pto_count = 0;

@@ -413,6 +413,10 @@ bool quic_conn_transmit(struct quic_conn *conn, uint64_t now, struct quic_tx *tx
     if (!quic_is_open(conn))
         return false;
     conn->recovery.pace_next_ns = QUIC_NEVER; /* Set again by what pacing holds back now. */
-    return send_paths(conn, now, tx) || send_handshake(conn, now, tx) || send_mtu_probe(conn, now, tx) ||
-           send_data(conn, now, tx);
+    if (send_paths(conn, now, tx) || send_handshake(conn, now, tx) || send_mtu_probe(conn, now, tx) ||
+        send_data(conn, now, tx))
+        return true;
+    if (conn->recovery.cc.rate)
+        quic_recovery_drained(conn, now);
+    return false;
 }

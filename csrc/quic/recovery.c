@@ -14,9 +14,17 @@ void quic_recovery_init(struct quic_conn *conn) {
     r->rtt_smoothed_ns = config->initial_rtt_ns;
     r->rtt_var_ns = config->initial_rtt_ns / 2;
     r->ecn = config->no_ecn ? QUIC_ECN_FAILED : QUIC_ECN_TESTING;
-    quic_cc_init(&r->cc, config->cc, conn->mtu.current, config->initial_window_packets);
+    quic_cc_init(&r->cc, config->cc, conn->mtu.current, config->initial_window_packets, r->cc.bbr);
     r->pace_tokens = PACE_BURST_PACKETS * (uint64_t)conn->mtu.current;
     r->pace_next_ns = QUIC_NEVER;
+}
+
+void quic_recovery_release(struct quic_conn *conn) {
+    const struct quic_host *host = quic_host_of(conn);
+    if (conn->recovery.cc.bbr)
+        host->free(host->ctx, conn->recovery.cc.bbr, quic_cc_state_bytes(conn->ep->config.cc));
+    conn->recovery.cc.bbr = NULL;
+    conn->recovery.cc.rate = NULL;
 }
 
 void quic_recovery_rtt(struct quic_conn *conn, uint64_t now, uint64_t sample_ns, uint64_t ack_delay_ns) {
@@ -53,6 +61,15 @@ static void leave_flight(struct quic_conn *conn, struct quic_space *space, const
         conn->recovery.bytes_in_flight -= p->bytes;
     if (p->flags & QUIC_SENT_ELICITING)
         space->eliciting_in_flight--;
+}
+
+/* The delivery-rate estimator and the controller that has one hear of a lost packet. */
+static void tell_lost(struct quic_conn *conn, uint64_t now, const struct quic_sent *sent, uint64_t pn) {
+    struct quic_cc *cc = &conn->recovery.cc;
+    const struct quic_sent_packet *p = quic_sent_at(sent, pn);
+    cc->rate->lost += p->bytes;
+    struct quic_cc_lost lost = {now, pn, p->time_ns, quic_sent_rate_at(sent, pn), p->bytes};
+    cc->ops->on_lost(cc, &lost);
 }
 
 /* RFC 9002 section 6.1 and Appendix A.10, with persistent congestion (section 7.6) found on the same walk. */
@@ -97,6 +114,8 @@ void quic_recovery_detect_loss(struct quic_conn *conn, uint64_t now, enum quic_s
         if (p->flags & QUIC_SENT_OLD_PATH)
             continue;
         congestion = true;
+        if (r->cc.rate)
+            tell_lost(conn, now, sent, pn);
         newest_lost_ns = quic_max(newest_lost_ns, p->time_ns);
         ect_lost += (p->flags & QUIC_SENT_ECT) != 0;
         if (id == QUIC_SPACE_APP)
@@ -230,6 +249,27 @@ static void eliciting_sent(struct quic_conn *conn, uint64_t now, enum quic_space
         conn->idle_deadline_ns = now + quic_max(conn->idle_timeout_ns, 3 * quic_recovery_pto(conn, id));
 }
 
+/* `count` packets from `pn` on leave; bytes_in_flight is still without them. */
+static void rate_sent(struct quic_conn *conn, uint64_t now, enum quic_space_id id, uint64_t pn,
+                      uint32_t count) {
+    struct quic_cc *cc = &conn->recovery.cc;
+    const struct quic_sent *sent = &conn->spaces[id].sent;
+    uint64_t in_flight = conn->recovery.bytes_in_flight;
+    for (; count > 0; count--, pn++) {
+        uint16_t bytes = quic_sent_at(sent, pn)->bytes;
+        cc->ops->on_sent(cc, now, in_flight, bytes);
+        quic_rate_on_sent(cc->rate, quic_sent_rate_at(sent, pn), now, in_flight, bytes);
+        in_flight += bytes;
+    }
+}
+
+void quic_recovery_drained(struct quic_conn *conn, uint64_t now) {
+    const struct quic_recovery *r = &conn->recovery;
+    if (conn->unsent == 0 && r->bytes_in_flight + r->cc.mss <= r->cc.window &&
+        !quic_write_pending(conn, now, QUIC_SPACE_APP, false))
+        quic_rate_mark_app_limited(r->cc.rate, r->bytes_in_flight);
+}
+
 void quic_recovery_sent(struct quic_conn *conn, uint64_t now, enum quic_space_id id,
                         struct quic_sent_packet *p) {
     struct quic_space *space = &conn->spaces[id];
@@ -242,6 +282,8 @@ void quic_recovery_sent(struct quic_conn *conn, uint64_t now, enum quic_space_id
             queue_probe_data(conn, id);
     }
     if (p->flags & QUIC_SENT_IN_FLIGHT) {
+        if (r->cc.rate)
+            rate_sent(conn, now, id, space->sent.next - 1, 1);
         r->bytes_in_flight += p->bytes;
         r->pace_tokens -= quic_min(r->pace_tokens, p->bytes);
     }
@@ -253,6 +295,8 @@ void quic_recovery_sent_many(struct quic_conn *conn, uint64_t now, uint32_t pack
                              bool ect) {
     struct quic_recovery *r = &conn->recovery;
     eliciting_sent(conn, now, QUIC_SPACE_APP, packets);
+    if (r->cc.rate)
+        rate_sent(conn, now, QUIC_SPACE_APP, quic_app(conn)->sent.next - packets, packets);
     r->bytes_in_flight += bytes;
     r->pace_tokens -= quic_min(r->pace_tokens, bytes);
     if (ect)
@@ -281,15 +325,16 @@ void quic_recovery_new_path(struct quic_conn *conn, bool same_ip) {
             r->bytes_in_flight -= p->bytes;
         p->flags |= QUIC_SENT_OLD_PATH;
     }
-    uint64_t in_flight = r->bytes_in_flight;
-    *r = (struct quic_recovery){.bytes_in_flight = in_flight};
+    *r = (struct quic_recovery){.bytes_in_flight = r->bytes_in_flight, .cc.bbr = r->cc.bbr};
     quic_mtu_reset(conn);
     quic_recovery_init(conn);
 }
 
-/* Bytes a second that pacing lets out: somewhat more than the window a round trip, twice that in slow start.
- */
+/* Bytes a second that pacing lets out: the controller's own rate, or somewhat more than the window a round
+ * trip, twice that in slow start. */
 static uint64_t pacing_rate(const struct quic_recovery *r) {
+    if (r->cc.pacing_rate)
+        return r->cc.pacing_rate;
     uint64_t rtt = r->rtt_smoothed_ns ? r->rtt_smoothed_ns : 1;
     unsigned __int128 rate = (unsigned __int128)r->cc.window * QUIC_S / rtt;
     rate = r->cc.window < r->cc.ssthresh ? rate * 2 : rate * 5 / 4;
@@ -307,11 +352,14 @@ uint64_t quic_recovery_allowance(struct quic_conn *conn, uint64_t now) {
         return window;
     uint64_t rate = pacing_rate(r);
     uint64_t bucket = (uint64_t)((unsigned __int128)rate * PACE_TRAIN_NS / QUIC_S);
-    bucket = quic_max(quic_min(bucket, 4 * PACE_TRAIN_BYTES), PACE_BURST_PACKETS * mtu);
+    uint64_t burst = r->cc.send_quantum ? quic_max(r->cc.send_quantum, 2 * mtu) : PACE_BURST_PACKETS * mtu;
+    bucket = quic_max(quic_min(bucket, 4 * PACE_TRAIN_BYTES), burst);
     uint64_t elapsed = now - r->pace_updated_ns;
     unsigned __int128 earned = (unsigned __int128)rate * elapsed / QUIC_S;
     r->pace_tokens = r->pace_tokens + earned > bucket ? bucket : r->pace_tokens + (uint64_t)earned;
-    r->pace_updated_ns = now;
+    /* Time that has not made a whole byte yet still counts: a worker that polls asks every microsecond. */
+    uint64_t rest = rate * elapsed - (uint64_t)earned * QUIC_S;
+    r->pace_updated_ns = rate ? now - rest / rate : now;
     /* Wait for a worthwhile train: a quarter of the bucket, or one packet at low rates. */
     uint64_t unit = quic_max(mtu, quic_min(bucket / 4, PACE_TRAIN_BYTES));
     if (r->pace_tokens < unit) {

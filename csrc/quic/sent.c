@@ -10,8 +10,11 @@ void quic_sent_free(struct quic_sent *sent, const struct quic_host *host) {
         host->free(host->ctx, sent->packets, ((size_t)sent->packet_mask + 1) * sizeof *sent->packets);
     if (sent->frames)
         host->free(host->ctx, sent->frames, ((size_t)sent->frame_mask + 1) * sizeof *sent->frames);
+    if (sent->rates)
+        host->free(host->ctx, sent->rates, ((size_t)sent->packet_mask + 1) * sizeof *sent->rates);
     sent->packets = NULL;
     sent->frames = NULL;
+    sent->rates = NULL;
     sent->packet_mask = sent->frame_mask = 0;
     sent->base = sent->next;
     sent->frames_base = sent->frames_next;
@@ -25,11 +28,22 @@ static bool grow_packets(struct quic_sent *sent, const struct quic_host *host) {
     struct quic_sent_packet *v = host->alloc(host->ctx, slots * sizeof *v);
     if (!v)
         return false;
-    for (uint64_t pn = sent->base; pn < sent->next; pn++)
+    struct quic_rate_packet *rates = NULL;
+    if (sent->with_rates && !(rates = host->alloc(host->ctx, slots * sizeof *rates))) {
+        host->free(host->ctx, v, slots * sizeof *v);
+        return false;
+    }
+    for (uint64_t pn = sent->base; pn < sent->next; pn++) {
         v[pn & (slots - 1)] = *quic_sent_at(sent, pn);
+        if (rates)
+            rates[pn & (slots - 1)] = *quic_sent_rate_at(sent, pn);
+    }
     if (sent->packets)
         host->free(host->ctx, sent->packets, old * sizeof *v);
+    if (sent->rates)
+        host->free(host->ctx, sent->rates, old * sizeof *rates);
     sent->packets = v;
+    sent->rates = rates;
     sent->packet_mask = slots - 1;
     return true;
 }

@@ -9,7 +9,8 @@
  *
  * Both rings grow by doubling when full (memory from the host; amortised to nothing in steady state) up to a
  * limit. The oldest slots are released as soon as nothing there is outstanding. No list, no allocation and no
- * lookup per packet.
+ * lookup per packet. For a congestion controller that measures delivery rates a third ring runs beside the
+ * packets, slot for slot.
  */
 #ifndef STOQ_QUIC_SENT_H
 #define STOQ_QUIC_SENT_H
@@ -18,6 +19,7 @@
 #include <stdint.h>
 
 #include "frame.h"
+#include "rate.h"
 
 struct quic_host;
 
@@ -55,6 +57,8 @@ struct quic_sent_frame {
 struct quic_sent {
     struct quic_sent_packet *packets;
     struct quic_sent_frame *frames;
+    struct quic_rate_packet *rates; /* As many as `packets`, if `with_rates`. */
+    bool with_rates;
     uint32_t packet_mask, frame_mask; /* 0 while not allocated */
     uint32_t frames_base, frames_next;
     uint64_t base, next; /* Packet numbers; next is the next to send. */
@@ -72,6 +76,10 @@ static inline struct quic_sent_packet *quic_sent_at(const struct quic_sent *sent
 
 static inline struct quic_sent_frame *quic_sent_frame_at(const struct quic_sent *sent, uint32_t position) {
     return &sent->frames[position & sent->frame_mask];
+}
+
+static inline struct quic_rate_packet *quic_sent_rate_at(const struct quic_sent *sent, uint64_t pn) {
+    return &sent->rates[pn & sent->packet_mask];
 }
 
 /* Append a record for the packet being built (pn == sent->next). quic_sent_reserve came first. */
