@@ -159,6 +159,30 @@ struct quic_datagram_queue {
     uint32_t head, tail;
 };
 
+/* What only the handshake needs, apart so that an idle connection does not carry it: from creation until the
+ * transmit after the handshake is confirmed (quic_handshake_release). */
+struct quic_handshake {
+    struct quic_space spaces[QUIC_SPACE_APP];  /* Initial and Handshake. */
+    struct quic_cid original_dcid, retry_scid; /* Ours to check or to announce (section 7.3). */
+    struct quic_cid peer_scid;                 /* Client: the source id of the server's first packet. */
+    uint8_t *token;                            /* Client: sent in Initials. */
+    uint32_t token_len;
+    uint32_t pending_count;
+    struct quic_pending pending[QUIC_PENDING_PACKETS];
+};
+
+/* What of the peer's transport parameters outlives the handshake; the names are those of struct quic_params.
+ */
+struct quic_peer_params {
+    uint64_t initial_max_stream_data_bidi_local, initial_max_stream_data_bidi_remote,
+        initial_max_stream_data_uni;
+    uint64_t initial_max_data, initial_max_streams_bidi, initial_max_streams_uni;
+    uint64_t min_ack_delay_us; /* QUIC_NO_MIN_ACK_DELAY when absent */
+    uint64_t max_datagram_frame_size, active_connection_id_limit;
+    uint16_t max_udp_payload_size, max_ack_delay_ms;
+    uint8_t ack_delay_exponent;
+};
+
 /* Streams of one kind (initiator and direction). */
 struct quic_stream_kind {
     uint64_t opened; /* Streams opened so far: the next id's index. */
@@ -211,7 +235,9 @@ struct quic_conn {
     struct quic_path paths[QUIC_PATHS];
     struct quic_peer_cid peer_cids[QUIC_PEER_CIDS];
     struct quic_local_cid local_cids[QUIC_LOCAL_CIDS];
-    struct quic_space spaces[QUIC_SPACE_COUNT];
+    struct quic_space app;                       /* 1-RTT packets. */
+    struct quic_space *spaces[QUIC_SPACE_COUNT]; /* The first two: the handshake's, or &quic_space_gone. */
+    struct quic_handshake *handshake;            /* NULL: confirmed, and released. */
 
     /* Colder. */
     uint64_t next_local_sequence, retire_prior_to;
@@ -220,17 +246,12 @@ struct quic_conn {
     uint64_t retire_queue[QUIC_RETIRE_QUEUE];
     uint32_t retire_head, retire_tail;
     uint32_t version;
-    struct quic_cid original_dcid, initial_scid, retry_scid; /* Ours to check or to announce (section 7.3). */
-    struct quic_cid peer_scid; /* Client: the source id of the server's first packet. */
+    struct quic_cid initial_scid; /* Our first. */
     bool peer_scid_set, retried, version_negotiated, odcid_mapped, saw_packet, saw_cid_of_ours;
-    struct quic_params local_params, peer_params;
-    uint8_t *token; /* Client: sent in Initials. */
-    uint32_t token_len;
+    struct quic_peer_params peer_params;
+    uint64_t min_ack_delay_us; /* Ours, offered; QUIC_NO_MIN_ACK_DELAY: none. */
     uint64_t created_ns, connected_ns, last_received_ns, idle_timeout_ns, idle_deadline_ns, close_deadline_ns;
     bool eliciting_since_receive;
-    struct quic_pending pending[QUIC_PENDING_PACKETS];
-    uint32_t pending_count;
-    bool pending_ready; /* New keys came: try the waiting packets again. */
     struct quic_datagram_queue *datagrams_out, *datagrams_in; /* Allocated at first use. */
 
     /* Closing. */
@@ -238,7 +259,7 @@ struct quic_conn {
     uint8_t close_flags; /* QUIC_EVENT_IDLE and the like. */
     uint64_t close_code, close_frame_type;
     uint32_t close_packets; /* Received while closing: answers get rarer. */
-    char close_reason[QUIC_MAX_REASON_BYTES];
+    char *close_reason;     /* close_reason_len bytes; NULL when there is none or no memory for it. */
     uint32_t close_reason_len;
     uint64_t odcid_key; /* Server: where it stands in ep->odcids. */
     bool refuse_token;
@@ -290,7 +311,7 @@ static inline bool quic_is_open(const struct quic_conn *conn) {
     return conn->state <= QUIC_CONN_CONNECTED;
 }
 static inline struct quic_space *quic_app(struct quic_conn *conn) {
-    return &conn->spaces[QUIC_SPACE_APP];
+    return &conn->app;
 }
 
 static inline uint64_t quic_min(uint64_t a, uint64_t b) {
@@ -331,6 +352,9 @@ void quic_conn_end(struct quic_conn *conn, uint64_t now, enum quic_conn_state st
                    uint64_t code, uint64_t frame_type, const char *reason, size_t reason_len);
 void quic_conn_discard_space(struct quic_conn *conn, enum quic_space_id id);
 void quic_conn_confirm(struct quic_conn *conn, uint64_t now);
+/* Gives back what only the handshake needed, once that is confirmed. Not while a packet is being taken or
+ * built. */
+void quic_handshake_release(struct quic_conn *conn);
 void quic_conn_maybe_free(struct quic_conn *conn);
 
 /* conn_recv.c */

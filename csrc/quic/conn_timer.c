@@ -15,7 +15,7 @@ static uint64_t deadline(struct quic_conn *conn) {
         t = quic_min(t, conn->created_ns + conn->ep->config.handshake_timeout_ns);
     bool blocked = quic_path_blocked(conn); /* Then only the peer's next bytes let an ACK go. */
     for (int i = 0; i < QUIC_SPACE_COUNT && !blocked; i++)
-        t = quic_min(t, conn->spaces[i].ack_deadline_ns);
+        t = quic_min(t, conn->spaces[i]->ack_deadline_ns);
     /* Pacing counts only while something waits for it. */
     if (conn->recovery.pace_next_ns != QUIC_NEVER)
         t = quic_min(t, conn->recovery.pace_next_ns);

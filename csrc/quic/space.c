@@ -5,6 +5,15 @@
 
 #include "quic.h"
 
+const struct quic_space quic_space_gone = {
+    .largest_received = QUIC_NO_PN,
+    .largest_told = QUIC_NO_PN,
+    .ack_deadline_ns = QUIC_NEVER,
+    .largest_acked = QUIC_NO_PN,
+    .loss_time_ns = QUIC_NEVER,
+    .discarded = true,
+};
+
 void quic_space_init(struct quic_space *space, const struct crypto_provider *crypto,
                      const struct quic_host *host) {
     quic_ranges_init(&space->received, QUIC_RECEIVED_RANGES);

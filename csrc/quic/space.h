@@ -70,6 +70,10 @@ struct quic_space {
     bool discarded;
 };
 
+/* Stands for every space that was discarded and given back: nothing received, nothing owed, no keys. Never
+ * written. */
+extern const struct quic_space quic_space_gone;
+
 void quic_space_init(struct quic_space *space, const struct crypto_provider *crypto,
                      const struct quic_host *host);
 /* Keys, buffers and rings given back; what was in flight has been taken off by the caller. */
