@@ -131,6 +131,7 @@ void quic_conn_free(struct quic_conn *conn) {
     if (conn->timer.deadline_ns != QUIC_NEVER)
         host->timer_set(host->ctx, &conn->timer, QUIC_NEVER);
     quic_unschedule(conn);
+    quic_conn_rest_keys(conn);
     quic_endpoint_forget(conn);
     quic_streams_release(conn);
     for (int i = 0; i < QUIC_SPACE_COUNT; i++)
@@ -167,6 +168,8 @@ static void over(struct quic_conn *conn, uint64_t now, enum quic_conn_state stat
     conn->state = state;
     free_pending(conn);
     free_queue(conn, &conn->datagrams_out);
+    if (state != QUIC_CONN_CLOSING)
+        quic_conn_rest_keys(conn);
     for (int i = 0; i < QUIC_SPACE_COUNT; i++) {
         struct quic_space *space = conn->spaces[i];
         if (space->discarded)

@@ -12,6 +12,7 @@
  *   conn_cids.c    connection ids, both directions                                RFC 9000 section 5.1
  *   conn_paths.c   path validation, migration, anti-amplification, path MTU       RFC 9000 sections 8, 9, 14
  *   conn_events.c  what the reader is told
+ *   conn_rest.c    what an idle connection gives back, and how it wakes
  *   conn_timer.c   one deadline out of many
  *
  *                  accepted / connect                 handshake_complete        HANDSHAKE_DONE
@@ -55,7 +56,12 @@
  * train of its own where a round trip holds many of them. */
 #define QUIC_STREAM_QUANTUM_MIN 16384u
 #define QUIC_STREAM_QUANTUM_MAX 65536u
-#define QUIC_MTU_PROBES         3u /* RFC 8899: MAX_PROBES. */
+/* Silence after which a connection rests. Longer than nearly every round trip and pause between a request and
+ * the next; a wake-up costs about a microsecond. */
+#define QUIC_REST_NS QUIC_S
+/* Connections with expanded keys at most: one that wakes beyond puts the one that woke first to sleep. */
+#define QUIC_AWAKE      16384u
+#define QUIC_MTU_PROBES 3u /* RFC 8899: MAX_PROBES. */
 
 enum quic_conn_state {
     QUIC_CONN_HANDSHAKE,
@@ -96,14 +102,14 @@ enum quic_ecn_state { QUIC_ECN_TESTING, QUIC_ECN_CAPABLE, QUIC_ECN_FAILED };
 struct quic_path {
     struct quic_addr peer, local;
     bool used, validated;
+    bool migrate; /* Became active by the peer's move; falls back if validation fails. */
+    bool challenge_owed, response_owed, validating;
     uint8_t peer_cid;        /* Index into peer_cids. */
     uint64_t received, sent; /* Bytes, for the 3 * limit while not validated. */
     /* Validation (RFC 9000 section 8.2). */
-    bool challenge_owed, response_owed, validating;
     uint8_t challenge[8], response[8];
     uint64_t challenge_sent_ns, challenge_deadline_ns, challenge_first_ns;
     uint32_t challenge_tries;
-    bool migrate; /* Became active by the peer's move; falls back if validation fails. */
 };
 
 /* RTT, congestion and pacing of the active path. */
@@ -197,8 +203,11 @@ struct quic_conn {
     enum quic_conn_state state;
     bool server, confirmed, handshake_done, peer_params_set, peer_moved_checked, detached;
     bool in_send_list, in_event_list;
+    bool awake;  /* Keys of 1-RTT packets are expanded: in ep's list of those. */
+    bool rested; /* Nothing has happened for long, and what can be made anew was given back. */
     uint8_t active_path;
     struct quic_conn *send_prev, *send_next, *event_prev, *event_next;
+    struct quic_conn *awake_prev, *awake_next;
     uint32_t owes;
     uint64_t handle;
     void *user;
@@ -284,6 +293,8 @@ struct quic_endpoint {
     uint32_t slot_count, free_slot_hint, connections, handshaking;
     uint32_t generation;
     struct quic_conn *send_first, *send_last, *event_first, *event_last;
+    struct quic_conn *awake_first, *awake_last; /* First the one that woke first. */
+    uint32_t awake;
     struct quic_conn *cached; /* The connection of the last datagram. */
     uint64_t cached_cid;
     struct quic_token_sealer *sealer;
@@ -557,6 +568,14 @@ void quic_mtu_on_probe(struct quic_conn *conn, uint64_t now, bool acked, uint16_
 void quic_mtu_on_ack(struct quic_conn *conn, uint64_t pn, uint16_t size);
 void quic_mtu_on_loss(struct quic_conn *conn, uint64_t pn, uint16_t size);
 void quic_mtu_reset(struct quic_conn *conn);
+
+/* conn_rest.c */
+/* Make the keys of 1-RTT packets usable. False: no memory. */
+bool quic_conn_wake(struct quic_conn *conn);
+/* Only the keys go; everything else stays as it is. */
+void quic_conn_rest_keys(struct quic_conn *conn);
+uint64_t quic_rest_deadline(const struct quic_conn *conn); /* QUIC_NEVER: not while things are as they are. */
+void quic_rest_on_timer(struct quic_conn *conn, uint64_t now);
 
 /* conn_timer.c */
 void quic_conn_update_timer(struct quic_conn *conn);

@@ -145,11 +145,10 @@ static const struct quic_key *choose_key(const struct quic_conn *conn, const str
     *is_next = false;
     if (((first >> 2) & 1) == conn->recv_phase)
         return &keys->recv.key;
-    if (keys->recv.previous.aead &&
-        (conn->phase_first_recv_pn == QUIC_NO_PN || pn < conn->phase_first_recv_pn))
-        return &keys->recv.previous;
+    if (keys->previous.there && (conn->phase_first_recv_pn == QUIC_NO_PN || pn < conn->phase_first_recv_pn))
+        return &keys->previous;
     *is_next = true;
-    return &keys->recv.next;
+    return &keys->next;
 }
 
 /* A packet opened with the next key: both directions move on (section 6.2). */
@@ -274,6 +273,10 @@ void quic_conn_receive_train(struct quic_conn *conn, const struct quic_packet_in
         if (--count == 0)
             return;
         last = segment;
+    }
+    if (!conn->awake && !quic_conn_wake(conn)) {
+        conn->ep->drops[STOQ_DROP_NO_MEMORY] += count;
+        return;
     }
     const struct quic_keys *keys = &quic_app(conn)->keys;
     const uint8_t *samples[CRYPTO_HP_BATCH];

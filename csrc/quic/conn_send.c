@@ -24,7 +24,8 @@ static bool begin(struct quic_packet_builder *b, struct quic_conn *conn, uint64_
     if ((size_t)(limit - start) <
         7 + 2 * QUIC_MAX_CID_BYTES + token_room + 8 + PACKET_MIN_PAYLOAD + CRYPTO_TAG_BYTES)
         return false;
-    if (!quic_sent_reserve(&space->sent, quic_host_of(conn), QUIC_PACKET_FRAMES + 4))
+    if ((id == QUIC_SPACE_APP && !conn->awake && !quic_conn_wake(conn)) ||
+        !quic_sent_reserve(&space->sent, quic_host_of(conn), QUIC_PACKET_FRAMES + 4))
         return false;
     *b = (struct quic_packet_builder){
         .conn = conn, .now = now, .id = id, .start = start, .pn = space->sent.next};

@@ -21,6 +21,7 @@ static uint64_t deadline(struct quic_conn *conn) {
         t = quic_min(t, conn->recovery.pace_next_ns);
     if (conn->previous_keys_until_ns)
         t = quic_min(t, conn->previous_keys_until_ns);
+    t = quic_min(t, quic_rest_deadline(conn));
     t = quic_min(t, quic_blocked_deadline(conn));
     return quic_min(t, quic_path_deadline(conn));
 }
@@ -61,6 +62,7 @@ void quic_conn_on_timer(struct quic_conn *conn, uint64_t now) {
     quic_recovery_on_timer(conn, now);
     quic_path_on_timer(conn, now);
     quic_blocked_on_timer(conn, now);
+    quic_rest_on_timer(conn, now);
     quic_schedule_send(
         conn); /* ACKs, probes and paced data are due; the timer is set anew when there is no more to send. */
 }

@@ -240,6 +240,14 @@ void quic_crypto_restart(struct quic_crypto *c, const struct quic_host *host) {
     c->send_next = 0;
 }
 
+/* Offsets go on where they were; the bytes before them are never asked for again. */
+void quic_crypto_rest(struct quic_crypto *c, const struct quic_host *host) {
+    if (!quic_crypto_pending(c))
+        free_bytes(host, &c->send, &c->send_cap);
+    if (!c->received.count)
+        free_bytes(host, &c->recv, &c->recv_cap);
+}
+
 int quic_crypto_receive(struct quic_crypto *c, const struct quic_host *host, uint64_t offset,
                         const uint8_t *data, size_t len) {
     uint64_t end = offset + len;

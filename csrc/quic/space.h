@@ -111,6 +111,8 @@ void quic_crypto_acked(struct quic_crypto *c, const struct quic_host *host, uint
 void quic_crypto_lost(struct quic_crypto *c, const struct quic_host *host, uint64_t offset, uint32_t len);
 /* Send everything again from the start (Retry, version negotiation). */
 void quic_crypto_restart(struct quic_crypto *c, const struct quic_host *host);
+/* Give back buffers whose bytes are all acknowledged (nothing is in flight) or all read. */
+void quic_crypto_rest(struct quic_crypto *c, const struct quic_host *host);
 /* CRYPTO receiving: 0 or a transport error. */
 int quic_crypto_receive(struct quic_crypto *c, const struct quic_host *host, uint64_t offset,
                         const uint8_t *data, size_t len);
