@@ -239,16 +239,16 @@ struct quic_conn {
     struct quic_stream *last_stream;  /* The one looked up last: nearly always the next. */
     struct quic_stream *data_streams; /* Ring of streams with data to send. */
     struct quic_stream *owe_first, *owe_last, *tell_first, *tell_last;
-    struct quic_stream_kind kinds[4]; /* By the two low bits of the stream id. */
 
+    struct quic_space *spaces[QUIC_SPACE_COUNT]; /* The first two: the handshake's, or &quic_space_gone. */
+    struct quic_space app;                       /* 1-RTT packets. */
     struct quic_path paths[QUIC_PATHS];
     struct quic_peer_cid peer_cids[QUIC_PEER_CIDS];
-    struct quic_local_cid local_cids[QUIC_LOCAL_CIDS];
-    struct quic_space app;                       /* 1-RTT packets. */
-    struct quic_space *spaces[QUIC_SPACE_COUNT]; /* The first two: the handshake's, or &quic_space_gone. */
-    struct quic_handshake *handshake;            /* NULL: confirmed, and released. */
 
     /* Colder. */
+    struct quic_handshake *handshake; /* NULL: confirmed, and released. */
+    struct quic_stream_kind kinds[4]; /* By the two low bits of the stream id. */
+    struct quic_local_cid local_cids[QUIC_LOCAL_CIDS];
     uint64_t next_local_sequence, retire_prior_to;
     uint64_t peer_sequence_top,
         peer_sequences; /* Of the peer's ids: highest number seen, and bit i: top - i was seen. */
@@ -294,7 +294,7 @@ struct quic_endpoint {
     uint32_t generation;
     struct quic_conn *send_first, *send_last, *event_first, *event_last;
     struct quic_conn *awake_first, *awake_last; /* First the one that woke first. */
-    uint32_t awake;
+    uint32_t awake, awake_limit;
     struct quic_conn *cached; /* The connection of the last datagram. */
     uint64_t cached_cid;
     struct quic_token_sealer *sealer;

@@ -27,7 +27,7 @@ void quic_conn_rest_keys(struct quic_conn *conn) {
 
 bool quic_conn_wake(struct quic_conn *conn) {
     struct quic_endpoint *ep = conn->ep;
-    if (ep->awake >= QUIC_AWAKE)
+    if (ep->awake >= ep->awake_limit)
         quic_conn_rest_keys(ep->awake_first);
     while (!quic_keys_wake(&quic_app(conn)->keys)) {
         if (!ep->awake_first) {

@@ -82,6 +82,7 @@ struct quic_endpoint *quic_endpoint_create(const struct quic_config *config, con
     defaults(&ep->config);
     host->random(host->ctx, ep->sip_key, sizeof ep->sip_key);
     ep->stateless_tokens = STATELESS_PER_S;
+    ep->awake_limit = QUIC_AWAKE;
     ep->slot_count = FIRST_SLOTS;
     ep->slots = host->alloc(host->ctx, FIRST_SLOTS * sizeof(*ep->slots));
     ep->stateless = host->alloc(host->ctx, STATELESS_SLOTS * sizeof *ep->stateless);

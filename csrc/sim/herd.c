@@ -128,6 +128,9 @@ static bool open_batch(struct herd *h, uint32_t count) {
 }
 
 bool herd_open(struct pair *p, int aead, uint32_t count) {
+    /* From here on its events are not looked at. */
+    if (!pair_run(p, &p->ends[SIM_SERVER].connected, BATCH_NS) || !p->ends[SIM_SERVER].connected)
+        return fail(p, "the pair has not finished its handshake");
     struct herd *h = calloc(1, sizeof *h);
     if (!h)
         return fail(p, "no memory");
