@@ -116,6 +116,13 @@ bool quic_conn_check(const struct quic_conn *conn, char *why, size_t cap) {
     const struct quic_handshake *hs = conn->handshake;
     expect(&c, !hs || hs->pending_count <= QUIC_PENDING_PACKETS, "pending packets",
            hs ? hs->pending_count : 0, 0);
+    const struct quic_keys *keys = &conn->app.keys;
+    expect(&c,
+           !conn->awake ||
+               ((keys->send.hp || !keys->send.key.there) && (keys->recv.hp || !keys->recv.key.there)),
+           "awake without keys", conn->state, 0);
+    expect(&c, !conn->rested || !conn->app.sent.packets || conn->app.eliciting_in_flight == 0,
+           "rested with packets in flight", conn->app.eliciting_in_flight, 0);
     expect(&c, hs || conn->confirmed, "handshake given back before its end", conn->state, 0);
     return c.ok;
 }

@@ -39,11 +39,13 @@ static void insert(struct wheel *w, struct quic_timer *timer) {
     unsigned slot = (tick >> (level * WHEEL_SLOT_BITS)) & (WHEEL_SLOTS - 1);
     w->occupied[level] |= (uint64_t)1 << slot;
     w->levels |= 1u << level;
+    w->known = false;
     link_timer(&w->slots[level][slot], timer);
 }
 
 static void unlink_timer(struct wheel *w, struct quic_timer *timer) {
     struct quic_timer **head = timer->prev;
+    w->known = false;
     *head = timer->next;
     if (timer->next) {
         timer->next->prev = head;
@@ -111,7 +113,7 @@ static bool first_slot(struct wheel *w, unsigned *level, unsigned *slot, uint64_
     return false;
 }
 
-uint64_t wheel_next_deadline(struct wheel *w) {
+static uint64_t look_for_next(struct wheel *w) {
     unsigned level, slot;
     uint64_t tick;
     if (!first_slot(w, &level, &slot, &tick))
@@ -129,6 +131,15 @@ uint64_t wheel_next_deadline(struct wheel *w) {
     }
     /* The last ticks before 2^64 ns round up beyond what a time can say; such a timer is 584 years away. */
     return tick > UINT64_MAX >> WHEEL_TICK_SHIFT ? UINT64_MAX - 1 : tick << WHEEL_TICK_SHIFT;
+}
+
+/* An idle loop asks again and again, and of a slot that many share several are looked at each time. */
+uint64_t wheel_next_deadline(struct wheel *w) {
+    if (!w->known) {
+        w->next = look_for_next(w);
+        w->known = true;
+    }
+    return w->next;
 }
 
 uint64_t wheel_expire(struct wheel *w, uint64_t now, void (*fire)(void *ctx, struct quic_timer *timer),

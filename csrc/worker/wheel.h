@@ -36,6 +36,8 @@ struct wheel {
     uint64_t floor;  /* Earliest tick a timer may be put at: tick, or while expiring the tick after. */
     uint64_t armed;  /* Timers in the wheel. */
     uint32_t levels; /* Bit l: level l may have an occupied slot; cleared when one is looked for in vain. */
+    bool known;      /* `next` is what wheel_next_deadline would find: no timer has come or gone since. */
+    uint64_t next;
     uint64_t occupied[WHEEL_LEVELS];
     struct quic_timer *slots[WHEEL_LEVELS][WHEEL_SLOTS];
     struct quic_timer

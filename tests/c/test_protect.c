@@ -159,6 +159,23 @@ static void key_update_run(struct provider_run *run) {
             memcpy(copy, packet, sizeof copy);
             CHECK_EQ(unprotect(&receiver, copy, 4 + 32 + 16, 0, QUIC_NO_PN, &pn, &at), 32);
             CHECK(receiver.previous.aead != NULL);
+            /* At rest all three generations are kept, and what woke opens and seals as before. */
+            quic_keys_rest(&receiver);
+            quic_keys_rest(&sender);
+            CHECK(quic_can_receive(&receiver) && quic_can_send(&sender));
+            CHECK(!receiver.recv.key.aead && !receiver.next.aead && !receiver.previous.aead &&
+                  !receiver.recv.hp);
+            CHECK(!sender.send.key.aead && !sender.send.hp);
+            run->memory.empty = true;
+            CHECK(!quic_keys_wake(&receiver));
+            run->memory.empty = false;
+            CHECK(quic_keys_wake(&receiver) && quic_keys_wake(&sender));
+            CHECK(receiver.recv.key.aead && receiver.next.aead && receiver.previous.aead && receiver.recv.hp);
+            CHECK(quic_keys_wake(&receiver)); /* Nothing to do. */
+            uint8_t again[64];
+            protect(&sender, (uint64_t)phase, header, 4, 3, body, sizeof body, again);
+            CHECK_MEM(again, packet, 4 + 32 + 16);
+            CHECK_EQ(unprotect(&receiver, again, 4 + 32 + 16, 0, QUIC_NO_PN, &pn, &at), 32);
         }
         quic_keys_drop_previous(&receiver);
         CHECK(receiver.previous.aead == NULL);
