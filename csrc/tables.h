@@ -93,6 +93,8 @@
     X(KEY_UPDATES, key_updates, "key updates completed, by either side")                                     \
     X(PATH_CHALLENGES_SENT, path_challenges_sent, "PATH_CHALLENGE frames sent")                              \
     X(MIGRATIONS, migrations, "path changes by the peer that were validated")                                \
+    X(MTU_PROBES, mtu_probes, "path MTU probes sent")                                                        \
+    X(MTU_BLACK_HOLES, mtu_black_holes, "times a path stopped carrying its datagram size")                   \
     X(PATH_VALIDATION_FAILED, path_validation_failed, "paths that did not validate in time")                 \
     X(AMPLIFICATION_BLOCKED, amplification_blocked, "times sending stopped at the anti-amplification limit") \
     X(STREAMS_OPENED, streams_opened, "streams opened, by either side")                                      \

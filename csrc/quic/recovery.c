@@ -107,12 +107,12 @@ void quic_recovery_detect_loss(struct quic_conn *conn, uint64_t now, enum quic_s
             continue;
         lost_packets++;
         quic_conn_frames_lost(conn, id, p);
+        if (p->flags & QUIC_SENT_OLD_PATH)
+            continue;
         if (p->flags & QUIC_SENT_MTU_PROBE) {
             quic_mtu_on_probe(conn, now, false, p->bytes);
             continue; /* RFC 8899 section 3: no sign of congestion. */
         }
-        if (p->flags & QUIC_SENT_OLD_PATH)
-            continue;
         congestion = true;
         if (r->cc.rate)
             tell_lost(conn, now, sent, pn);
