@@ -76,6 +76,7 @@
     X(PERSISTENT_CONGESTION, persistent_congestion, "persistent congestion periods")                         \
     X(CONGESTION_EVENTS, congestion_events, "congestion window reductions")                                  \
     X(ECN_CE, ecn_ce, "packets received with ECN CE")                                                        \
+    X(ECN_FAILED, ecn_failed, "paths whose ECN counts were not possible")                                    \
     X(ACKS_SENT, acks_sent, "ACK frames sent")                                                               \
     X(ACKS_RECEIVED, acks_received, "ACK frames received")                                                   \
     X(CONNECTIONS_OPENED, connections_opened, "connections created, both roles")                             \

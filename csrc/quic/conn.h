@@ -117,7 +117,7 @@ struct quic_recovery {
     bool app_limited;
     /* ECN (RFC 9000 section 13.4.2). */
     enum quic_ecn_state ecn;
-    uint32_t ecn_sent, ecn_lost, ecn_acked;
+    uint32_t ecn_lost, ecn_acked;
 };
 
 enum quic_mtu_state { QUIC_MTU_BASE, QUIC_MTU_SEARCHING, QUIC_MTU_COMPLETE };
