@@ -164,6 +164,7 @@ class Connection:
             kind_index = 1 if flags & UNI else 0
             self._local_limit[kind_index] = max(self._local_limit[kind_index], value)
             self._wake("streams")
+            self._wake("credit")
         elif kind == Event.DATAGRAM:
             self._on_datagram(self.port.received_bytes(chunk, offset, length))
         else:
@@ -277,12 +278,11 @@ class Connection:
         """Streams of one kind that can be opened now without waiting."""
         return self._local_limit[unidirectional] - self._local_next[unidirectional]
 
-    async def wait_streams_changed(self) -> None:
-        """Wait until the peer permits more streams of either kind, or one of ours that waited was opened.
-        Raises ConnectionClosed."""
+    async def wait_streams_permitted(self) -> None:
+        """Wait until the peer permits more streams, of either kind, than now. Raises ConnectionClosed."""
         if self.error is not None:
             raise self.error.again()
-        await self._next("streams")
+        await self._next("credit")
 
     async def wait_streams_finished(self) -> None:
         """Wait until every stream we opened is done: what was written is acknowledged, what comes has come or

@@ -348,10 +348,10 @@ class PeerPool:
         look_at = loop.time() + config.probe_seconds
         try:
             while not member.draining:
+                self._serve()  # Also for what the peer permitted while we asked whether it is alive.
                 try:
                     async with asyncio.timeout_at(look_at):
-                        await connection.wait_streams_changed()
-                    self._serve()
+                        await connection.wait_streams_permitted()
                     continue
                 except TimeoutError:
                     look_at = loop.time() + config.probe_seconds
