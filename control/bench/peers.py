@@ -67,21 +67,22 @@ class Peer:
 
 def _argv(name: str) -> tuple[str, ...]:
     """Raises MissingError."""
-    build = "not built: `make bench-peers` in the project's directory"
     if not (ROOT / "tests" / "peers" / "perf.py").is_file():
         raise MissingError("tests/peers is not here (it is in the project's checkout)")
     if name in ("aioquic", "qh3"):
         if environment.version(name) is None:
             raise MissingError("not installed: `python -m tests.peers.install` in the project's directory")
         return tuple(python(MODULE, name))
+    reason = BUILT / f"{name}.reason"
+    if reason.is_file():  # Also when an older program is there still.
+        raise MissingError(reason.read_text(encoding="utf-8"))
     interpreter = BUILT / name / "bin" / "python"
     if interpreter.is_file():
         return str(interpreter), "-m", MODULE, name
     program = BUILT / f"perf-{name}"
     if program.is_file():
         return (str(program),)
-    reason = BUILT / f"{name}.reason"
-    raise MissingError(reason.read_text(encoding="utf-8") if reason.is_file() else build)
+    raise MissingError("not built: `make bench-peers` in the project's directory")
 
 
 async def find(name: str) -> Peer:

@@ -106,6 +106,7 @@ def ensure(say: Say) -> dict[str, str]:
         stamp, reason = BUILD / f"perf-{name}.stamp", BUILD / f"{name}.reason"
         wanted = inputs(*files)
         if stamp.exists() and stamp.read_text(encoding="ascii") == wanted:
+            reason.unlink(missing_ok=True)
             continue
         say(f"building {name} (up to some minutes from nothing)")
         try:
