@@ -66,9 +66,7 @@ def newer_python() -> str:
         done = subprocess.run([candidate, "-c", code], capture_output=True, text=True, check=False)
         if done.returncode == 0 and tuple(map(int, done.stdout.split())) >= AIOPQUIC_PYTHON:
             return candidate
-    raise InstallError(
-        "it needs Python 3.12 or newer: there is none on PATH or under ~/.pyenv/versions"
-    )
+    raise InstallError("it needs Python 3.12 or newer: there is none on PATH or under ~/.pyenv/versions")
 
 
 def aiopquic(say: Say) -> list[Path]:
