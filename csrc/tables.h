@@ -164,7 +164,8 @@
     X(DETACH, 17, "the control plane forgets this connection: close it if open, send no more events")        \
     X(REBIND, 18, "client only: continue from another local port (tests of migration)")                      \
     X(ROUTE, 19, "AF_XDP: a route of the kernel's table; struct stoq_way from `conn` on")                    \
-    X(NEIGHBOUR, 20, "AF_XDP: a neighbour of the kernel's table; struct stoq_way from `conn` on")
+    X(NEIGHBOUR, 20, "AF_XDP: a neighbour of the kernel's table; struct stoq_way from `conn` on")            \
+    X(PING, 21, "send a PING frame: the peer has to acknowledge it (RFC 9000 section 19.2)")
 
 /* Worker to control plane. */
 #define STOQ_EVENTS(X)                                                                                       \

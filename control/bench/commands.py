@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from control import devcerts
-from control.bench import congestion, engine, handshake, latency, packets, throughput, window
+from control.bench import congestion, engine, handshake, latency, packets, peers, throughput, window
 from control.bench.report import rounded
 from control.bench.throughput import Bench, Settings
 from control.console import Output, run_async
@@ -205,6 +205,34 @@ def latency_command(
     if settings.backend == "afxdp":
         measure, rows = packets.measure_latency, packets.latency_rows
     main = _bench(output, settings, cores, "latency", measure, rows)
+    raise SystemExit(run_async(output, main))
+
+
+@bench_group.command("peers")
+@_common
+@_MTU
+@_backend(SOCKET_BACKENDS)
+@click.option("--peer", "names", multiple=True, type=click.Choice(peers.NAMES), help="Only it; repeatable.")
+@click.option(
+    "--concurrency", type=click.IntRange(1, 1000), default=8, show_default=True, help="Handshakes at a time."
+)
+@click.pass_obj
+def peers_command(
+    output: Output,
+    /,
+    json_lines: bool,
+    cores: tuple[int, int] | None,
+    names: tuple[str, ...],
+    concurrency: int,
+    **options: Any,
+) -> None:
+    """Goodput, processor time, handshakes and latency beside every other QUIC implementation here."""
+    output = _output(output, json_lines)
+
+    def measure(bench: Bench) -> Awaitable[dict[str, Any]]:
+        return peers.measure(output, bench, names, concurrency)
+
+    main = _bench(output, Settings(**options), cores, "peers", measure, peers.rows)
     raise SystemExit(run_async(output, main))
 
 

@@ -237,6 +237,9 @@ void quic_conn_on_timer(struct quic_conn *conn, uint64_t now);
 /* The next event; false: none. After CLOSED there is no other. */
 bool quic_conn_poll(struct quic_conn *conn, struct quic_event *event);
 void quic_conn_key_update(struct quic_conn *conn, uint64_t now);
+/* Send a PING frame (RFC 9000 section 19.2); again when it is lost. Nothing before the handshake is
+ * confirmed. */
+void quic_conn_ping(struct quic_conn *conn);
 /* Client: our local address or port changed; validate the path and go on (RFC 9000 section 9). */
 void quic_conn_rebind(struct quic_conn *conn, uint64_t now, const struct quic_addr *local);
 void quic_conn_stats(const struct quic_conn *conn, struct quic_conn_stats *out);

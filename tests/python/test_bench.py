@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from aioquic.quic.configuration import QuicConfiguration
 
-from control.bench import handshaker, packets, processes, report, throughput, yardsticks
+from control.bench import handshaker, packets, peers, processes, report, throughput, yardsticks
 from control.console import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from control.netns import Pair, can_make_namespaces
 from control.perf import merged
@@ -109,6 +109,43 @@ def test_throughput_beside_other_libraries() -> None:
         assert compared["goodput_gbps"] == trial[name]["goodput_gbps"] > 0
         ours = trial["ours_by_requests"]["goodput_gbps"]
         assert compared["ours_over_theirs"] == pytest.approx(ours / compared["goodput_gbps"], 2e-2)
+
+
+def test_beside_other_implementations() -> None:
+    names = ("aioquic", "qh3")
+    for name in names:
+        pytest.importorskip(name)
+    result = bench("peers", *(part for name in names for part in ("--peer", name)))
+    (trial,) = result["trials"]
+    assert [row["name"] for row in result["peers"]] == [peers.OURS, *names]
+    assert result["left_out"] == {}
+    for row in result["peers"]:
+        figures = trial[row["name"]]
+        assert row["version"] and row["settings"]
+        for key in peers.KEYS:
+            assert row[key] == figures[key] > 0
+        assert figures["handshakes_failed"] == 0
+        assert figures["p50_us"] <= figures["p99_us"]
+        # What one core a side can have spent, and a tick or two.
+        cpu = figures["client_cpu_seconds"], figures["server_cpu_seconds"]
+        assert all(0 < seconds < figures["seconds"] + 0.3 for seconds in cpu)
+        goodput = figures["bytes"] * 8 / figures["seconds"] / 1e9
+        assert figures["goodput_gbps"] == pytest.approx(goodput, 1e-2)
+    best = max(names, key=lambda name: trial[name]["goodput_gbps"])
+    assert result["best_other"] == trial["best_other"] == best
+    ratio = trial[peers.OURS]["goodput_gbps"] / trial[best]["goodput_gbps"]
+    assert result["ratio"] == trial["ratio"] == pytest.approx(ratio, 2e-2)
+
+
+def test_peers_that_are_missing_say_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(peers, "BUILT", tmp_path)
+    (tmp_path / "quinn.reason").write_text("cargo is missing: install Rust")
+    (tmp_path / "perf-s2n-quic").write_text("#!/bin/sh\necho no such option >&2\n")
+    (tmp_path / "perf-s2n-quic").chmod(0o755)
+    reasons = {"quic-go": "bench-peers", "quinn": "cargo is missing", "s2n-quic": "no such option"}
+    for name, why in reasons.items():
+        with pytest.raises(peers.MissingError, match=why):
+            asyncio.run(peers.find(name))
 
 
 def test_handshakes() -> None:
