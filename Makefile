@@ -76,7 +76,7 @@ HOSTILE_BINS := build/hostile/flood build/hostile/attack
 SIM_BINS    := $(if $(wildcard csrc/sim/main.c),build/sim build/asan/sim)
 MODULE      := build/.module
 
-.PHONY: help soak peers setup packages test-packages build lib run test test-build ctest asan sim fuzz hostile floods lint interop bench clean
+.PHONY: help soak peers bench-peers setup packages test-packages build lib run test test-build ctest asan sim fuzz hostile floods lint interop bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -236,6 +236,10 @@ interop: peers ## strangers, both directions: writes docs/INTEROP.md
 bench: build ## throughput, handshakes, latency, packets beside their yardsticks
 	@$(MAKE) -j$(JOBS) $(BENCH_BINS)
 	@for what in throughput handshake latency packets; do $(VENV)/bin/stoq bench $$what; done
+
+bench-peers: build ## beside quic-go, quinn, s2n-quic, aiopquic, aioquic, qh3: builds their programs, then measures (as root)
+	@$(PY) -m tests.peers.perf_install
+	@$(VENV)/bin/stoq bench peers
 
 C_FILES := $(SOURCES) $(wildcard csrc/sim/main.c) $(BENCHES) $(BENCH_COMMON) $(TESTS) $(FUZZERS) $(HOSTILE) \
            $(wildcard tests/fuzz/make_seeds.c)

@@ -7,6 +7,7 @@ certificates.
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from typing import Any
@@ -78,7 +79,9 @@ async def client(
             connection = await datapath.connect(address, server_name=server_name or host_of(to))
             opened.append(await stack.enter_async_context(connection))
         output.event("connected", connections=len(opened))
+        cpu = time.process_time()
         result = merged(list(await asyncio.gather(*(connection.perf(**args) for connection in opened))))
+        cpu = time.process_time() - cpu
         report = await connection_report(opened[0]) | datapath_report(datapath)
     seconds = max(result.duration, 1e-9)
     down, up = result.bytes_received * 8 / seconds, result.bytes_sent * 8 / seconds
@@ -91,6 +94,7 @@ async def client(
         download_bps=down,
         upload_bps=up,
         result=asdict(result),
+        cpu_seconds=cpu,
         **report,
     )
 

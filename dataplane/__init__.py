@@ -22,11 +22,17 @@ from dataplane.errors import (
     DatapathError,
     HandshakeFailed,
     IncompleteRead,
+    PeerUnavailable,
+    PoolClosed,
+    PoolError,
+    PoolFull,
     StoqError,
     StreamError,
     StreamReset,
     StreamStopped,
 )
+from dataplane.handshake import Target
+from dataplane.pool import ConnectionPool, PeerStats, PoolConfig, PoolStats
 from dataplane.stats import ConnectionStats, PerfResult
 from dataplane.stream import Stream
 
@@ -38,18 +44,27 @@ __all__ = [
     "ConfigError",
     "Connection",
     "ConnectionClosed",
+    "ConnectionPool",
     "ConnectionStats",
     "DatagramTooLarge",
     "Datapath",
     "DatapathError",
     "HandshakeFailed",
     "IncompleteRead",
+    "PeerStats",
+    "PeerUnavailable",
     "PerfResult",
+    "PoolClosed",
+    "PoolConfig",
+    "PoolError",
+    "PoolFull",
+    "PoolStats",
     "StoqError",
     "Stream",
     "StreamError",
     "StreamReset",
     "StreamStopped",
+    "Target",
     "parse_address",
     "resolve_address",
 ]

@@ -36,6 +36,8 @@ UNI: int = lib.STOQ_UNI
 APP: int = lib.STOQ_APP
 SEND: int = lib.STOQ_SEND
 REASON_BYTES = 256  # QUIC_MAX_REASON_BYTES: what the engine sends at most.
+PING_LOOK_SECONDS = 0.005  # After a round trip, before an answer to ping() is looked for.
+PING_LOOK_SECONDS_MOST = 0.25
 DATAGRAM_QUEUE = 1024  # Received datagrams kept for a slow reader; beyond, the oldest is dropped and counted.
 
 
@@ -162,6 +164,7 @@ class Connection:
             kind_index = 1 if flags & UNI else 0
             self._local_limit[kind_index] = max(self._local_limit[kind_index], value)
             self._wake("streams")
+            self._wake("credit")
         elif kind == Event.DATAGRAM:
             self._on_datagram(self.port.received_bytes(chunk, offset, length))
         else:
@@ -266,6 +269,7 @@ class Connection:
         """Drop a stream from the table when neither half can have events any more."""
         if stream.finished:
             self._streams.pop(stream.id, None)
+            self._wake("finished")
 
     # ---- streams ----
 
@@ -273,6 +277,23 @@ class Connection:
     def streams_available(self) -> int:
         """Bidirectional streams that can be opened now without waiting."""
         return self._local_limit[0] - self._local_next[0]
+
+    def streams_openable(self, *, unidirectional: bool) -> int:
+        """Streams of one kind that can be opened now without waiting."""
+        return self._local_limit[unidirectional] - self._local_next[unidirectional]
+
+    async def wait_streams_permitted(self) -> None:
+        """Wait until the peer permits more streams, of either kind, than now. Raises ConnectionClosed."""
+        if self.error is not None:
+            raise self.error.again()
+        await self._next("credit")
+
+    async def wait_streams_finished(self) -> None:
+        """Wait until every stream we opened is done: what was written is acknowledged, what comes has come or
+        is no longer wanted. Returns at the connection's end too."""
+        ours = int(self.is_server)
+        while self.error is None and any(stream_id & 1 == ours for stream_id in self._streams):
+            await self._wait("finished")
 
     async def open_stream(self, *, unidirectional: bool = False) -> Stream:
         """A new stream; waits while the peer permits no more."""
@@ -332,6 +353,22 @@ class Connection:
         assert self._stats is not None
         return self._stats
 
+    async def ping(self) -> float:
+        """Ask the peer for a sign of life (PING, RFC 9000 section 19.2) and wait until something has come
+        from it; returns after how many seconds. Waits for ever when the peer is gone: the connection's idle
+        timeout, or the caller's, ends it."""
+        loop = asyncio.get_running_loop()
+        before, began = await self.stats(), loop.time()
+        self.port.put(Command.PING, self.handle)
+        # An acknowledgement is the engine's business and makes no event: looked for after a round trip, then
+        # ever more seldom.
+        pause = before.rtt_smoothed + PING_LOOK_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            if (await self.stats()).packets_received > before.packets_received:
+                return loop.time() - began
+            pause = min(2 * pause, PING_LOOK_SECONDS_MOST)
+
     async def _next(self, what: str) -> None:
         """Wait for the next `what`; raises the connection's error when it ends before."""
         await self._wait(what)
@@ -379,6 +416,11 @@ class Connection:
     def closed(self) -> bool:
         """Is it over?"""
         return self.error is not None
+
+    @property
+    def usable(self) -> bool:
+        """May streams be opened? Not before the handshake's end, nor after close()."""
+        return self.connected and self.error is None and not self._closing
 
     def _put_close(self, code: int, reason: str, *, application: bool) -> None:
         if self.error is None and not self._closing:

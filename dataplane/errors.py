@@ -171,5 +171,29 @@ class IncompleteRead(StreamError):
         self.expected = expected
 
 
+class PoolError(StoqError):
+    """A connection pool cannot give out a stream."""
+
+
+class PoolFull(PoolError):
+    """As many callers wait, or as many peers are in use, as the pool permits: come back later, or raise the
+    limit that the text names."""
+
+
+class PoolClosed(PoolError):
+    """The pool was closed."""
+
+
+class PeerUnavailable(PoolError):
+    """No connection to the peer could be made; ``cause`` is why the last one could not, ``retry_in`` how many
+    seconds from then the pool tries again at the earliest."""
+
+    def __init__(self, peer: str, cause: StoqError, attempts: int, retry_in: float) -> None:
+        tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+        super().__init__(f"no connection to {peer} after {tries} (next in {retry_in:.1f} s): {cause}")
+        self.cause = cause
+        self.retry_in = retry_in
+
+
 class DatagramTooLarge(StoqError, ValueError):
     """The datagram fits no chunk or the peer accepts none that large."""

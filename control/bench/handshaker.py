@@ -3,7 +3,7 @@ several at a time.
 
       python -m control.bench.handshaker …
         serve    --certs DIR --listen [ADDRESS]:PORT
-        connect  --certs DIR --to [ADDRESS]:PORT --seconds 3 --concurrency 8
+        connect  --certs DIR --to [ADDRESS]:PORT --seconds 3 --concurrency 8 [--alpn perf]
         simulate --certs DIR --seconds 3     ours, both ends in this thread, in memory
         aioquic  --certs DIR --seconds 3     aioquic's QuicConnection, the same way
 
@@ -30,7 +30,7 @@ from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted
 
 from control.bench.report import quantile
 from control.console import Output, run_async, until_signal
-from control.handshake.policy import ALPN_STOQ
+from control.handshake.policy import ALPN_PERF, ALPN_POLICIES, ALPN_STOQ, Profile
 from control.options import FILE, NodeOptions
 from control.report import datapath_report
 from dataplane import Config, Datapath, StoqError, parse_address
@@ -76,7 +76,9 @@ async def serve(output: Output, node: NodeOptions, listen: str) -> None:
     output.event("summary", **report)
 
 
-async def connect(output: Output, node: NodeOptions, to: str, seconds: float, concurrency: int) -> None:
+async def connect(
+    output: Output, node: NodeOptions, to: str, seconds: float, concurrency: int, alpn: str = ALPN_STOQ
+) -> None:
     """Handshakes with a server, `concurrency` at a time. A connection is closed as soon as it stands."""
     address = parse_address(to)
     times: list[float] = []
@@ -92,7 +94,8 @@ async def connect(output: Output, node: NodeOptions, to: str, seconds: float, co
             times.append(time.perf_counter() - begin)
             connection.close()
 
-    async with node.datapath((ALPN_STOQ,)) as datapath:
+    async with node.datapath((alpn,)) as datapath:
+        output.event("begin")
         begin = time.perf_counter()
         await asyncio.gather(*(one_after_the_other(datapath, begin + seconds) for _ in range(concurrency)))
         took = time.perf_counter() - begin
@@ -199,15 +202,25 @@ def serve_command(listen: str, certs: Path, core: int, backend: str) -> None:
 @main.command("connect")
 @click.option("--to", required=True)
 @click.option("--concurrency", type=click.IntRange(1), default=1)
+@click.option(
+    "--alpn",
+    type=click.Choice((ALPN_STOQ, ALPN_PERF)),
+    default=ALPN_STOQ,
+    help="perf: with `stoq perf serve`, which asks for no client certificate.",
+)
 @_certs
 @_seconds
 @_core
 @_backend
-def connect_command(to: str, concurrency: int, certs: Path, seconds: float, core: int, backend: str) -> None:
+def connect_command(
+    to: str, concurrency: int, alpn: str, certs: Path, seconds: float, core: int, backend: str
+) -> None:
     """Make handshakes with a server."""
     output = Output(json_lines=True)
-    node = options(certs, "client", core=(core,), backend=backend)
-    raise SystemExit(run_async(output, connect(output, node, to, seconds, concurrency)))
+    profile = ALPN_POLICIES[alpn].test_only
+    more = {"profile": Profile.TEST.value} if profile else {}
+    node = options(certs, "client", core=(core,), backend=backend, **more)
+    raise SystemExit(run_async(output, connect(output, node, to, seconds, concurrency, alpn)))
 
 
 def _in_memory(run: Callable[[Path, float], dict[str, Any]], certs: Path, seconds: float) -> None:

@@ -129,7 +129,7 @@ class Bench:
         listen = f"[{self.server.address}]:{PEER_PORT}"
         module, datagram = "tests.peers.perf", ["--datagram", str(self.settings.datagram_bytes)]
         serve = python(module, library, "serve", "--listen", listen, *self.server_files(), *datagram)
-        call = python(module, library, "client", "--to", listen, *self.ca(), *datagram)
+        call = python(module, library, "download", "--to", listen, *self.ca(), *datagram)
         call += ["--download", str(COMPARE_BYTES), "--seconds", f"{self.settings.seconds:g}"]
         async with running(f"{library} server", self.server, serve, cwd=ROOT) as listening:
             await listening.until("listening")

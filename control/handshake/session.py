@@ -19,7 +19,7 @@ from __future__ import annotations
 import datetime
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from aioquic import tls
 from aioquic._buffer import Buffer, BufferReadError
@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from control.handshake.alerts import CRYPTO_ERROR, Alert, HandshakeAbort
 from control.handshake.credentials import node_id
 from control.handshake.policy import ALPN_POLICIES, CIPHERS, HandshakeConfig
+from control.handshake.verdicts import Verdict, VerdictCache, validity, verdict_key
 from control.handshake.verify import subject_of, verify_chain
 from dataplane.address import Address
 from dataplane.errors import TLS_ALERTS
@@ -96,8 +97,15 @@ FINISHED_STATES = (tls.State.CLIENT_EXPECT_FINISHED, tls.State.SERVER_EXPECT_FIN
 class TlsSession:
     """A `dataplane.handshake.Handshake`; see the module's text."""
 
-    def __init__(self, config: HandshakeConfig, sink: HandshakeSink, target: Target | None) -> None:
+    def __init__(
+        self,
+        config: HandshakeConfig,
+        sink: HandshakeSink,
+        target: Target | None,
+        verdicts: VerdictCache | None = None,
+    ) -> None:
         self._config = config
+        self._verdicts = verdicts if verdicts is not None else VerdictCache()
         self._sink = sink
         self._client = target is not None
         self._server_name = target.server_name if target else None
@@ -286,19 +294,25 @@ class TlsSession:
                 Alert.HANDSHAKE_FAILURE,
                 f"the server did not ask for our certificate; {context.alpn_negotiated} is mutual",
             )
+        self._identity = self._identify(certificate, context._peer_certificate_chain)
+
+    def _identify(self, leaf: x509.Certificate, chain: Sequence[x509.Certificate]) -> PeerIdentity:
+        """Who the peer is, by a chain that is good; the verdict of a chain seen before is remembered."""
         trust = self._config.trust
-        if trust is not None and not self._config.insecure:
-            now = datetime.datetime.now(datetime.UTC)
-            chain = context._peer_certificate_chain
-            name = (self._server_name or "") if self._client else None
-            verify_chain(certificate, chain, trust, server_name=name, now=now)
-        elif not self._config.insecure:
+        encoded = [certificate.public_bytes(Encoding.DER) for certificate in (leaf, *chain)]
+        if self._config.insecure:
+            return PeerIdentity(node_id(leaf), subject_of(leaf), encoded[0])
+        if trust is None:
             raise HandshakeAbort.alert(Alert.UNKNOWN_CA, "no certificate authority is trusted here")
-        self._identity = PeerIdentity(
-            node_id=node_id(certificate),
-            subject=subject_of(certificate),
-            certificate_der=certificate.public_bytes(Encoding.DER),
-        )
+        now = datetime.datetime.now(datetime.UTC)
+        name = (self._server_name or "") if self._client else None
+        key = verdict_key(encoded, name)
+        identity = self._verdicts.get(key, now)
+        if identity is None:
+            verify_chain(leaf, chain, trust, server_name=name, now=now)
+            identity = PeerIdentity(node_id(leaf), subject_of(leaf), encoded[0])
+            self._verdicts.put(key, Verdict(identity, *validity((leaf, *chain), trust, now)))
+        return identity
 
     # ---- the context's callbacks and output ----
 
@@ -348,11 +362,12 @@ class TlsFactory:
 
     def __init__(self, config: HandshakeConfig) -> None:
         self.config = config
+        self.verdicts = VerdictCache()
 
     def client(self, sink: HandshakeSink, target: Target) -> TlsSession:
         """A handshake as client."""
-        return TlsSession(self.config, sink, target)
+        return TlsSession(self.config, sink, target, self.verdicts)
 
     def server(self, sink: HandshakeSink, peer: Address) -> TlsSession:
         """A handshake as server; the client's address plays no part yet."""
-        return TlsSession(self.config, sink, None)
+        return TlsSession(self.config, sink, None, self.verdicts)

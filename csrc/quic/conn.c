@@ -447,6 +447,13 @@ void quic_conn_key_update(struct quic_conn *conn, uint64_t now) {
     quic_schedule_send(conn);
 }
 
+void quic_conn_ping(struct quic_conn *conn) {
+    if (!quic_is_open(conn) || !conn->confirmed)
+        return;
+    conn->owes |= QUIC_OWES_PING;
+    quic_schedule_send(conn);
+}
+
 bool quic_datagram_send(struct quic_conn *conn, uint64_t now, const uint8_t *data, size_t len) {
     const struct quic_host *host = quic_host_of(conn);
     (void)now;

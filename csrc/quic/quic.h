@@ -105,8 +105,8 @@ struct quic_config {
     uint64_t handshake_timeout_ns;
     uint64_t max_data;              /* Connection window to begin with; 1 MiB. */
     uint64_t max_stream_data;       /* Stream window to begin with; 256 KiB. */
-    uint64_t max_data_limit;        /* Auto-tuning stops here; 256 MiB. */
-    uint64_t max_stream_data_limit; /* Likewise, a stream; 128 MiB. */
+    uint64_t max_data_limit;        /* Auto-tuning stops here; 384 MiB. */
+    uint64_t max_stream_data_limit; /* Likewise, a stream; 320 MiB. */
     uint64_t max_streams_bidi;      /* Concurrent; 128 */
     uint64_t max_streams_uni;       /* Concurrent; 128 */
     uint64_t max_ack_delay_ns;      /* 25 ms */
@@ -237,6 +237,9 @@ void quic_conn_on_timer(struct quic_conn *conn, uint64_t now);
 /* The next event; false: none. After CLOSED there is no other. */
 bool quic_conn_poll(struct quic_conn *conn, struct quic_event *event);
 void quic_conn_key_update(struct quic_conn *conn, uint64_t now);
+/* Send a PING frame (RFC 9000 section 19.2); again when it is lost. Nothing before the handshake is
+ * confirmed. */
+void quic_conn_ping(struct quic_conn *conn);
 /* Client: our local address or port changed; validate the path and go on (RFC 9000 section 9). */
 void quic_conn_rebind(struct quic_conn *conn, uint64_t now, const struct quic_addr *local);
 void quic_conn_stats(const struct quic_conn *conn, struct quic_conn_stats *out);

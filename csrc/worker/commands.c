@@ -158,6 +158,9 @@ static bool conn_command(struct worker *w, struct worker_conn *wc, struct taken 
     case STOQ_COMMAND_KEY_UPDATE:
         quic_conn_key_update(conn, w->now);
         return true;
+    case STOQ_COMMAND_PING:
+        quic_conn_ping(conn);
+        return true;
     case STOQ_COMMAND_STATS:
         do_stats(w, conn);
         return true;

