@@ -445,8 +445,8 @@ class Connection:
         self._put_close(code, reason, application=application)
 
     async def wait_connected(self) -> None:
-        """Wait for the handshake's end. Raises HandshakeFailed. A server that was given the connection for its
-        early data knows only then that this is no replay."""
+        """Wait for the handshake's end. Raises HandshakeFailed. A server that was given the connection for
+        its early data knows only then that this is no replay."""
         await self._until("connected", lambda: self.connected)
 
     async def wait_usable(self) -> None:

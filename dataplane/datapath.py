@@ -189,10 +189,10 @@ class Datapath:
         """Open a connection and wait for its handshake.
 
         `server_name` is what the server's certificate must name; by default the host as written in `to`.
-        `version` other than 0 offers that QUIC version (tests of version negotiation). `early`: with a session
-        that permits 0-RTT, do not wait: what is sent before `wait_connected` may be replayed by others, and the
-        server's identity is the session's. Raises AddressError,
-        HandshakeFailed, DatapathError.
+        `version` other than 0 offers that QUIC version (tests of version negotiation). `early`: with a
+        session that permits 0-RTT, do not wait: what is sent before `wait_connected` may be replayed by
+        others, and the server is whoever the session was made with. Raises AddressError, HandshakeFailed,
+        DatapathError.
         """
         if isinstance(to, str):
             name = server_name or host_of(to)

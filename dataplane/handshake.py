@@ -82,8 +82,8 @@ class HandshakeSink(Protocol):
 class EarlySink(HandshakeSink, Protocol):
     """What a handshake that knows 0-RTT may ask besides (RFC 9001 section 4.6)::
 
-          client  early_params ─ crypto (ClientHello) ─ secret(ZERO_RTT) … early_answer ─ peer_params …
-          server  peer_params ─ early_accepted ─ secret(ZERO_RTT) ─ crypto, secret(HANDSHAKE) …
+    client  early_params ─ crypto (ClientHello) ─ secret(ZERO_RTT) … early_answer ─ peer_params …
+    server  peer_params ─ early_accepted ─ secret(ZERO_RTT) ─ crypto, secret(HANDSHAKE) …
     """
 
     def early_params(self, data: bytes) -> None:
@@ -93,8 +93,8 @@ class EarlySink(HandshakeSink, Protocol):
         """Client: the server took early data, or not: then it is sent again. Before ``peer_params``."""
 
     def early_accepted(self, alpn: str, identity: PeerIdentity | None) -> None:
-        """Server: early data is taken, from whom the session belongs to. It may be a replay until the handshake
-        is complete, so only protocols that permit it come here."""
+        """Server: early data is taken, of the peer that the session belongs to. Until the handshake is
+        complete it may be a replay, so only protocols that permit it come here."""
 
 
 class Handshake(Protocol):

@@ -1,8 +1,8 @@
 """Early data is taken once: the server's defence against replay of 0-RTT, RFC 8446 section 8.
 
 Whoever copies a client's first flight can send it again, and the binder in it is still good. So the server
-remembers what it has taken (section 8.1, single use) for as long as a copy could pass for fresh (section 8.3),
-and refuses early data whenever it cannot tell. A refusal costs the client a round trip, nothing else.
+remembers what it has taken (section 8.1, single use) for as long as a copy could pass for fresh (section
+8.3), and refuses early data whenever it cannot tell. A refusal costs the client a round trip, nothing else.
 
       ticket's age by its own clock and by ours differ by more than `window`  ─▶ refuse
       identity is in the register                                            ─▶ refuse: a replay
@@ -29,7 +29,7 @@ class ReplayRegister:
     def __init__(
         self, now: float, *, window: float = WINDOW_SECONDS, capacity: int = CAPACITY, warm: bool = False
     ) -> None:
-        """`warm`: nothing can have been taken before, because the ticket keys are as young as this register."""
+        """`warm`: nothing can have been taken before: the ticket keys are as young as this register."""
         self._window = window
         self._capacity = capacity
         self._from = now if warm else now + window
