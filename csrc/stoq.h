@@ -98,7 +98,7 @@ struct stoq_config {
     uint64_t max_ack_delay_ns;
     uint64_t key_update_packets;
     uint64_t metadata_bytes; /* Worker's private arena: connections, streams; 256 MiB of address space. */
-    uint64_t receive_bytes;  /* Chunks filled by the worker; 256 MiB of address space. */
+    uint64_t receive_bytes;  /* Chunks filled by the worker; 512 MiB of address space. */
     uint64_t send_bytes;     /* Chunks filled by the control plane; 64 MiB of address space. */
     uint8_t token_key[32], reset_key[32]; /* All zero: drawn at random. */
     uint32_t uid, gid; /* Workers become these once open; uid 0: stay. See stoq_drop_privileges. */

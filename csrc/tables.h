@@ -76,6 +76,7 @@
     X(PERSISTENT_CONGESTION, persistent_congestion, "persistent congestion periods")                         \
     X(CONGESTION_EVENTS, congestion_events, "congestion window reductions")                                  \
     X(ECN_CE, ecn_ce, "packets received with ECN CE")                                                        \
+    X(ECN_FAILED, ecn_failed, "paths whose ECN counts were not possible")                                    \
     X(ACKS_SENT, acks_sent, "ACK frames sent")                                                               \
     X(ACKS_RECEIVED, acks_received, "ACK frames received")                                                   \
     X(CONNECTIONS_OPENED, connections_opened, "connections created, both roles")                             \
@@ -93,6 +94,8 @@
     X(KEY_UPDATES, key_updates, "key updates completed, by either side")                                     \
     X(PATH_CHALLENGES_SENT, path_challenges_sent, "PATH_CHALLENGE frames sent")                              \
     X(MIGRATIONS, migrations, "path changes by the peer that were validated")                                \
+    X(MTU_PROBES, mtu_probes, "path MTU probes sent")                                                        \
+    X(MTU_BLACK_HOLES, mtu_black_holes, "times a path stopped carrying its datagram size")                   \
     X(PATH_VALIDATION_FAILED, path_validation_failed, "paths that did not validate in time")                 \
     X(AMPLIFICATION_BLOCKED, amplification_blocked, "times sending stopped at the anti-amplification limit") \
     X(STREAMS_OPENED, streams_opened, "streams opened, by either side")                                      \

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from control import devcerts
-from control.bench import congestion, engine, handshake, latency, packets, peers, throughput
+from control.bench import congestion, engine, handshake, latency, packets, peers, throughput, window
 from control.bench.report import rounded
 from control.bench.throughput import Bench, Settings
 from control.console import Output, run_async
@@ -268,6 +268,30 @@ def engine_command(output: Output, /, json_lines: bool, core: int | None, **opti
     async def main() -> None:
         report = await engine.measure(settings)
         output.table("engine", engine.rows(report))
+        output.event("result", **rounded(report))
+
+    raise SystemExit(run_async(output, main()))
+
+
+@bench_group.command("window")
+@_COMMON[0]
+@_COMMON[1]
+@click.option("--seconds", type=click.FloatRange(0.1, 600), default=0.1, show_default=True, help="Virtual.")
+@click.option("--warm-up", type=click.FloatRange(0.1, 600), default=1.2, show_default=True, help="Before.")
+@click.option("--congestion", type=click.Choice([c.key for c in CongestionController]), default="cubic")
+@click.option("--rate-mbps", type=click.IntRange(1, 100000), default=40000, show_default=True)
+@click.option("--rtt-ms", type=click.FloatRange(0.1, 10000), default=50.0, show_default=True)
+@click.option("--datagram", type=click.IntRange(1200, 65527), default=8952, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the first trial.")
+@click.pass_obj
+def window_command(output: Output, /, json_lines: bool, **options: Any) -> None:
+    """Flow control in simulation: one stream on a long fast path, windows at their defaults."""
+    output = _output(output, json_lines)
+    settings = window.Settings(**options)
+
+    async def main() -> None:
+        report = await window.measure(settings)
+        output.table("window", window.rows(report))
         output.event("result", **rounded(report))
 
     raise SystemExit(run_async(output, main()))

@@ -15,8 +15,8 @@ from dataplane import _stoq
 AF_XDP = 44  # linux/socket.h; Python 3.11 has no name for it.
 CAP_IPC_LOCK = 14
 SOCKET_BYTES = 8 << 20  # What udp_socket.c asks for.
-# 256 MiB of connections, 256 MiB of chunks, some buffers: 2 MiB each.
-HUGE_PAGES_A_WORKER = 300
+# 256 MiB of connections, 512 MiB of chunks, some buffers: 2 MiB each.
+HUGE_PAGES_A_WORKER = 428
 
 
 class HostProbe(Protocol):

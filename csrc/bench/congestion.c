@@ -3,6 +3,7 @@
  *
  *      congestion [--congestion NAME] [--seed N] [--flows N] [--spacing-ms N] [--warm-up S] [--seconds S]
  *                 [--rate-mbps N] [--rtt-ms N] [--queue-bytes N] [--loss-ppm N] [--datagram BYTES]
+ *                 [--tuned-windows]
  *
  *      server ══▶ queue (drop tail) ── bottleneck ── random loss, each datagram for itself ── delay ══▶
  * client ◀═══════════════════════════ delay, nothing else ════════════════════════════════════════
@@ -22,6 +23,7 @@ struct options {
     uint64_t seed;
     uint32_t flows, spacing_ms, rate_mbps, queue_bytes, loss_ppm, datagram_bytes;
     double rtt_ms, warm_up, seconds;
+    bool tuned_windows; /* Flow control as configured by default, not out of the way. */
 };
 
 static const char *const controllers[STOQ_CC_COUNT] = {
@@ -38,7 +40,7 @@ static uint8_t controller(const char *name) {
 }
 
 static struct options parse(int argc, char **argv) {
-    enum { CC = 1, SEED, FLOWS, SPACING, WARM_UP, SECONDS, RATE, RTT, QUEUE, LOSS, DATAGRAM, HELP };
+    enum { CC = 1, SEED, FLOWS, SPACING, WARM_UP, SECONDS, RATE, RTT, QUEUE, LOSS, DATAGRAM, TUNED, HELP };
     static const struct option known[] = {
         {"congestion", required_argument, NULL, CC},
         {"seed", required_argument, NULL, SEED},
@@ -51,6 +53,7 @@ static struct options parse(int argc, char **argv) {
         {"queue-bytes", required_argument, NULL, QUEUE},
         {"loss-ppm", required_argument, NULL, LOSS},
         {"datagram", required_argument, NULL, DATAGRAM},
+        {"tuned-windows", no_argument, NULL, TUNED},
         {"help", no_argument, NULL, HELP},
         {0},
     };
@@ -99,13 +102,15 @@ static struct options parse(int argc, char **argv) {
         case DATAGRAM:
             o.datagram_bytes = (uint32_t)bench_number("datagram", optarg, 1200, 65527);
             break;
+        case TUNED:
+            o.tuned_windows = true;
             break;
         default:
             fprintf(
                 c == HELP ? stdout : stderr,
                 "usage: congestion [--congestion NAME] [--seed N] [--flows N] [--spacing-ms N] [--warm-up S] "
                 "[--seconds S] [--rate-mbps N] [--rtt-ms N] [--queue-bytes N] [--loss-ppm N] [--datagram "
-                "BYTES]\n");
+                "BYTES] [--tuned-windows]\n");
             exit(c == HELP ? 0 : 2);
         }
     }
@@ -117,8 +122,9 @@ int main(int argc, char **argv) {
     static struct crowd c;
     uint64_t before[CROWD_MAX];
     /* Windows of flow control that nothing here fills: what limits is congestion control. */
-    const struct stoq_config client = {
-        .max_datagram = (uint16_t)o.datagram_bytes, .max_data = 1ull << 30, .max_stream_data = 1ull << 30};
+    struct stoq_config client = {.max_datagram = (uint16_t)o.datagram_bytes};
+    if (!o.tuned_windows)
+        client.max_data = client.max_stream_data = 1ull << 30;
     const struct stoq_config server = {
         .max_datagram = (uint16_t)o.datagram_bytes, .congestion = o.congestion, .test_profile = true};
     struct stoq_impairment way = {.delay_ns = (uint64_t)(o.rtt_ms / 2 * MS_NS)};

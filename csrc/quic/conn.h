@@ -10,7 +10,8 @@
  *   recovery.c     RTT, loss detection, PTO, congestion, pacing                   RFC 9002
  *   conn_streams.c stream table, limits and flow control                          RFC 9000 sections 2 to 4
  *   conn_cids.c    connection ids, both directions                                RFC 9000 section 5.1
- *   conn_paths.c   path validation, migration, anti-amplification, path MTU       RFC 9000 sections 8, 9, 14
+ *   conn_paths.c   path validation, migration, anti-amplification                 RFC 9000 sections 8, 9
+ *   conn_mtu.c     the path's datagram size                                       RFC 8899
  *   conn_events.c  what the reader is told
  *   conn_timer.c   one deadline out of many
  *   conn_early.c   0-RTT                                                          RFC 9001 section 4.6
@@ -56,7 +57,6 @@
  * train of its own where a round trip holds many of them. */
 #define QUIC_STREAM_QUANTUM_MIN 16384u
 #define QUIC_STREAM_QUANTUM_MAX 65536u
-#define QUIC_MTU_PROBES         3u /* RFC 8899: MAX_PROBES. */
 
 enum quic_conn_state {
     QUIC_CONN_HANDSHAKE,
@@ -119,20 +119,25 @@ struct quic_recovery {
     bool app_limited;
     /* ECN (RFC 9000 section 13.4.2). */
     enum quic_ecn_state ecn;
-    uint32_t ecn_sent, ecn_lost, ecn_acked;
+    uint32_t ecn_lost, ecn_acked;
 };
 
+enum quic_mtu_state { QUIC_MTU_BASE, QUIC_MTU_SEARCHING, QUIC_MTU_COMPLETE };
+
 struct quic_mtu {
-    uint16_t current;  /* UDP payload bytes of a full packet. */
-    uint16_t probe;    /* Size being probed; 0: none in flight. */
-    uint8_t candidate; /* Index of the next size to try. */
-    uint8_t tries;
+    uint16_t current;   /* UDP payload bytes of a full packet: the largest known to arrive. */
+    uint16_t probe;     /* Size being probed; 0: none in flight. */
+    uint16_t bad;       /* The smallest size taken not to arrive. */
+    uint8_t state;      /* enum quic_mtu_state */
+    uint8_t step;       /* Of the first look: which size is next. */
+    uint8_t tries;      /* Probes of the present size that were lost. */
+    uint8_t probes;     /* Sent in this search. */
     uint8_t black_hole; /* Large packets lost since one as large was acknowledged that was sent after them. */
     uint16_t lost_size; /* The smallest of those. */
     uint16_t acked_size; /* The newest large packet acknowledged: its size and number. */
+    uint16_t suspect;    /* Size at which the path was a black hole last. */
     uint64_t acked_pn;
-    bool done;
-    uint64_t again_ns;
+    uint64_t again_ns; /* Complete: when to look for a larger size again. */
 };
 
 /* What we asked of the peer with ACK_FREQUENCY; sequence 0: nothing yet. */
@@ -547,11 +552,16 @@ uint64_t quic_path_allowance(const struct quic_path *path);
 /* Is too little left for any packet now? While Initial packets are in play that is a full datagram
  * (section 14.1). */
 bool quic_path_blocked(const struct quic_conn *conn);
-bool quic_mtu_probe_due(struct quic_conn *conn, uint64_t now, uint16_t *size);
+
+/* conn_mtu.c */
+void quic_mtu_reset(struct quic_conn *conn); /* Another path: nothing is known of it. */
+/* Is a probe to be sent now? Of `size` bytes, at most `cap`. */
+bool quic_mtu_probe_due(struct quic_conn *conn, uint64_t now, size_t cap, uint16_t *size);
+void quic_mtu_probe_sent(struct quic_conn *conn, uint16_t size);
 void quic_mtu_on_probe(struct quic_conn *conn, uint64_t now, bool acked, uint16_t size);
+/* Any other 1-RTT packet was acknowledged or lost: black holes are found so. */
 void quic_mtu_on_ack(struct quic_conn *conn, uint64_t pn, uint16_t size);
 void quic_mtu_on_loss(struct quic_conn *conn, uint64_t pn, uint16_t size);
-void quic_mtu_reset(struct quic_conn *conn);
 
 /* conn_early.c */
 void quic_early_release(struct quic_conn *conn);

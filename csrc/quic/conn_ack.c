@@ -198,9 +198,9 @@ static void packet_acked(struct quic_conn *conn, uint64_t now, enum quic_space_i
         t->ect++;
     if (conn->recovery.cc.rate && here && (p->flags & QUIC_SENT_IN_FLIGHT))
         rate_acked(conn, now, &space->sent, pn, !was_out);
-    if (p->flags & QUIC_SENT_MTU_PROBE)
+    if (here && (p->flags & QUIC_SENT_MTU_PROBE))
         quic_mtu_on_probe(conn, now, true, p->bytes);
-    if (id == QUIC_SPACE_APP)
+    if (here && id == QUIC_SPACE_APP)
         quic_mtu_on_ack(conn, pn, p->bytes);
     for (uint32_t i = 0; i < p->frame_count; i++) {
         struct quic_sent_frame f = *quic_sent_frame_at(&space->sent, p->frames + i);

@@ -9,7 +9,7 @@
  * have none: it goes as soon as 1-RTT keys make it useless.
  *
  * What this file does not decide: whether early data may be taken. It can be replayed, so that is for TLS,
- * which knows the ticket (docs/decisions/0010).
+ * which knows the ticket (docs/decisions/0014).
  */
 #include "conn.h"
 

@@ -1,12 +1,10 @@
-/* Paths: validation (RFC 9000 section 8.2), a peer that moves (section 9), anti-amplification (section 8.1),
- * and the path's datagram size (section 14.3, RFC 8899 with a short list of candidates). */
+/* Paths: validation (RFC 9000 section 8.2), a peer that moves (section 9), anti-amplification (section 8.1).
+ */
 #include <string.h>
 
 #include "conn.h"
 
-#define VALIDATION_PTOS   3u             /* Section 8.2.4: give up after three PTOs. */
-#define MTU_AGAIN_NS      (600 * QUIC_S) /* RFC 8899 section 5.1.1: PMTU_RAISE_TIMER. */
-#define BLACK_HOLE_LOSSES 6u /* Full packets lost in a row with none acknowledged: two flights of three. */
+#define VALIDATION_PTOS 3u /* Section 8.2.4: give up after three PTOs. */
 
 uint64_t quic_path_allowance(const struct quic_path *path) {
     if (path->validated)
@@ -249,89 +247,4 @@ void quic_conn_rebind(struct quic_conn *conn, uint64_t now, const struct quic_ad
     quic_recovery_new_path(conn, same_ip);
     p->validating = false;
     quic_path_validate(conn, now, conn->active_path);
-}
-
-/* ---- datagram size ---- */
-
-/* Sizes tried in falling order, UDP payload: what is configured, then Ethernet less IPv6 and UDP, then common
- * tunnels. */
-static uint16_t mtu_candidate(const struct quic_conn *conn, uint8_t index) {
-    static const uint16_t sizes[] = {1452, 1412, 1352, 1280};
-    uint16_t max = conn->ep->config.max_datagram;
-    if (conn->peer_params_set && conn->peer_params.max_udp_payload_size < max)
-        max = (uint16_t)conn->peer_params.max_udp_payload_size;
-    if (index == 0)
-        return max;
-    for (uint32_t i = 0, n = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
-        if (sizes[i] < max && ++n == index)
-            return sizes[i];
-    }
-    return 0;
-}
-
-void quic_mtu_reset(struct quic_conn *conn) {
-    conn->mtu = (struct quic_mtu){.current = QUIC_MIN_INITIAL_BYTES};
-}
-
-bool quic_mtu_probe_due(struct quic_conn *conn, uint64_t now, uint16_t *size) {
-    struct quic_mtu *m = &conn->mtu;
-    if (!conn->confirmed || m->probe)
-        return false;
-    if (m->done) {
-        if (now < m->again_ns || m->candidate == 0)
-            return false;
-        m->done = false;
-        m->candidate = m->tries = 0;
-    }
-    uint16_t next = mtu_candidate(conn, m->candidate);
-    if (next <= m->current) {
-        m->done = true;
-        m->again_ns = now + MTU_AGAIN_NS;
-        return false;
-    }
-    *size = next;
-    return true;
-}
-
-void quic_mtu_on_probe(struct quic_conn *conn, uint64_t now, bool acked, uint16_t size) {
-    struct quic_mtu *m = &conn->mtu;
-    if (m->probe != size)
-        return;
-    m->probe = 0;
-    if (acked) {
-        m->current = size;
-        m->done = true;
-        m->again_ns = now + MTU_AGAIN_NS;
-        m->black_hole = 0;
-        quic_cc_set_mss(&conn->recovery.cc, size);
-        quic_schedule_send(conn);
-    } else if (++m->tries >= QUIC_MTU_PROBES) {
-        m->tries = 0;
-        m->candidate++;
-    }
-}
-
-void quic_mtu_on_ack(struct quic_conn *conn, uint64_t pn, uint16_t size) {
-    struct quic_mtu *m = &conn->mtu;
-    if (size <= QUIC_MIN_INITIAL_BYTES || pn < m->acked_pn)
-        return;
-    m->acked_pn = pn;
-    m->acked_size = size;
-    if (size >= m->lost_size)
-        m->black_hole = 0;
-}
-
-void quic_mtu_on_loss(struct quic_conn *conn, uint64_t pn, uint16_t size) {
-    struct quic_mtu *m = &conn->mtu;
-    if (size <= QUIC_MIN_INITIAL_BYTES || (pn < m->acked_pn && size <= m->acked_size))
-        return;
-    if (!m->black_hole || size < m->lost_size)
-        m->lost_size = size;
-    if (++m->black_hole < BLACK_HOLE_LOSSES)
-        return;
-    /* RFC 8899 section 4.3: the path no longer carries this size. Fall back and search again below it. */
-    uint8_t next = m->candidate;
-    quic_mtu_reset(conn);
-    m->candidate = (uint8_t)(next + 1);
-    quic_cc_set_mss(&conn->recovery.cc, m->current);
 }

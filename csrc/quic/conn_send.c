@@ -333,15 +333,15 @@ static bool send_early(struct quic_conn *conn, uint64_t now, struct quic_tx *tx)
 static bool send_mtu_probe(struct quic_conn *conn, uint64_t now, struct quic_tx *tx) {
     uint16_t size;
     struct quic_packet_builder b;
-    if (!quic_mtu_probe_due(conn, now, &size) || size > tx->cap ||
-        quic_recovery_allowance(conn, now) < size || quic_path_allowance(quic_active_path(conn)) < size)
+    if (!quic_mtu_probe_due(conn, now, tx->cap, &size) || quic_recovery_allowance(conn, now) < size ||
+        quic_path_allowance(quic_active_path(conn)) < size)
         return false;
     if (!begin(&b, conn, now, QUIC_SPACE_APP, conn->active_path, tx->data, tx->data + size))
         return false;
     *b.p++ = quic_ack_frequency_taken(conn) ? QUIC_FRAME_IMMEDIATE_ACK : QUIC_FRAME_PING;
     b.eliciting = b.mtu_probe = true;
     pad(&b, b.end);
-    conn->mtu.probe = size;
+    quic_mtu_probe_sent(conn, size);
     size_t len = (size_t)(seal(&b, conn->active_path) - tx->data);
     protect_one(&b);
     return finish(conn, tx, conn->active_path, len, len, 1);

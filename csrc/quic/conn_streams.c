@@ -339,14 +339,20 @@ void quic_streams_apply_peer_limits(struct quic_conn *conn) {
     conn->send_max = quic_max(conn->send_max, peer->initial_max_data);
 }
 
-/* The window after `consumed` bytes: advertise anew when half of it is used up, and double it when that took
- * less than two round trips (the window, not the reader, was the limit). Returns the new limit, or the old.
+/* A window this large is advertised anew in smaller steps: a sender is not held up as long as what is left
+ * when the news reaches it, a window less a step, covers a round trip. */
+#define LARGE_WINDOW (UINT64_C(16) << 20)
+
+/* The window after `consumed` bytes: advertise anew when half of it (of a large one, an eighth) is used up,
+ * and double it when it is used up at a rate of more than a quarter a round trip (the window, not the reader,
+ * may be the limit). Returns the new limit, or the old.
  */
 static uint64_t move_window(const struct quic_conn *conn, uint64_t now, uint64_t consumed, uint64_t max,
                             uint64_t *window, uint64_t window_limit, uint64_t *moved_ns) {
-    if (max - consumed > *window / 2)
+    uint64_t steps = *window < LARGE_WINDOW ? 2 : 8;
+    if (max - consumed > *window - *window / steps)
         return max;
-    if (now && *moved_ns && now - *moved_ns < 2 * conn->recovery.rtt_smoothed_ns)
+    if (now && *moved_ns && now - *moved_ns < 4 * conn->recovery.rtt_smoothed_ns / steps)
         *window = quic_min(*window * 2, window_limit);
     if (now)
         *moved_ns = now;

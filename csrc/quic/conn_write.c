@@ -2,6 +2,8 @@
  * 13). */
 #include "conn.h"
 
+#define VARINT2_MAX 16383u /* What a length of two bytes can say; datagrams may be longer. */
+
 static struct quic_sent *sent_of(struct quic_packet_builder *b) {
     return &b->conn->spaces[b->id].sent;
 }
@@ -37,7 +39,8 @@ static void write_crypto(struct quic_packet_builder *b) {
         size_t room = (size_t)(b->end - b->p);
         if (room < 32) /* A crumb costs as much as it carries. */
             return;
-        uint32_t offset, len = quic_crypto_next(c, quic_host_of(b->conn), (uint32_t)room - 10, &offset);
+        uint32_t offset, len = quic_crypto_next(c, quic_host_of(b->conn),
+                                                (uint32_t)quic_min(room - 10, VARINT2_MAX), &offset);
         uint8_t *p = b->p;
         *p++ = QUIC_FRAME_CRYPTO;
         p = quic_put_varint(p, offset);
@@ -255,10 +258,11 @@ static bool write_stream_data(struct quic_packet_builder *b, struct quic_stream 
         }
         return true;
     }
-    bool to_end = header + len + 2 > room; /* Without a length field, up to the packet's end. */
+    /* Without a length field, up to the packet's end, when the field would not fit. */
+    bool to_end = header + len + (len <= VARINT2_MAX ? 2 : 4) > room;
     uint8_t *p = b->p;
     if (to_end) {
-        for (size_t pad = room - header - len; pad; pad--) /* At most one. */
+        for (size_t pad = room - header - len; pad; pad--) /* Three at most. */
             *p++ = QUIC_FRAME_PADDING;
     }
     *p++ = (uint8_t)(QUIC_FRAME_STREAM | (offset ? QUIC_STREAM_OFF : 0) | (to_end ? 0 : QUIC_STREAM_LEN) |
@@ -267,7 +271,7 @@ static bool write_stream_data(struct quic_packet_builder *b, struct quic_stream 
     if (offset)
         p = quic_put_varint(p, offset);
     if (!to_end)
-        p = len < 64 ? quic_put_varint(p, len) : quic_put_varint2(p, (uint16_t)len);
+        p = quic_put_varint(p, len);
     quic_send_part_copy(part, offset, len, p);
     struct quic_sent_frame *f = commit(b, p + len, QUIC_FRAME_STREAM);
     f->a = s->id;

@@ -105,8 +105,8 @@ struct quic_config {
     uint64_t handshake_timeout_ns;
     uint64_t max_data;              /* Connection window to begin with; 1 MiB. */
     uint64_t max_stream_data;       /* Stream window to begin with; 256 KiB. */
-    uint64_t max_data_limit;        /* Auto-tuning stops here; 256 MiB. */
-    uint64_t max_stream_data_limit; /* Likewise, a stream; 128 MiB. */
+    uint64_t max_data_limit;        /* Auto-tuning stops here; 384 MiB. */
+    uint64_t max_stream_data_limit; /* Likewise, a stream; 320 MiB. */
     uint64_t max_streams_bidi;      /* Concurrent; 128 */
     uint64_t max_streams_uni;       /* Concurrent; 128 */
     uint64_t max_ack_delay_ns;      /* 25 ms */

@@ -7,6 +7,7 @@
 #define PACE_TRAIN_BYTES                65536u /* At high rates a train is the unit: what one send can carry. */
 #define PACE_TRAIN_NS                   QUIC_MS /* Bucket: a millisecond's worth, so that one timer tick fills it. */
 #define ECN_TESTING_PACKETS             10u /* RFC 9000 Appendix A.4: packets marked before the path is judged. */
+#define ECN_TESTING_PTOS                3u /* Likewise: probe timeouts. */
 
 void quic_recovery_init(struct quic_conn *conn) {
     struct quic_recovery *r = &conn->recovery;
@@ -107,12 +108,12 @@ void quic_recovery_detect_loss(struct quic_conn *conn, uint64_t now, enum quic_s
             continue;
         lost_packets++;
         quic_conn_frames_lost(conn, id, p);
+        if (p->flags & QUIC_SENT_OLD_PATH)
+            continue;
         if (p->flags & QUIC_SENT_MTU_PROBE) {
             quic_mtu_on_probe(conn, now, false, p->bytes);
             continue; /* RFC 8899 section 3: no sign of congestion. */
         }
-        if (p->flags & QUIC_SENT_OLD_PATH)
-            continue;
         congestion = true;
         if (r->cc.rate)
             tell_lost(conn, now, sent, pn);
@@ -221,6 +222,8 @@ void quic_recovery_on_timer(struct quic_conn *conn, uint64_t now) {
     }
     struct quic_space *space = &conn->spaces[id];
     conn->recovery.pto_count++;
+    if (conn->recovery.ecn == QUIC_ECN_TESTING && conn->recovery.pto_count >= ECN_TESTING_PTOS)
+        conn->recovery.ecn = QUIC_ECN_FAILED; /* Nothing marked ever came through: go on without. */
     conn->stats.pto_count++;
     quic_count(conn, STOQ_COUNTER_PTO, 1);
     space->probes = 2; /* Section 6.2.4: one or two; two survive one more loss. */
@@ -287,8 +290,7 @@ void quic_recovery_sent(struct quic_conn *conn, uint64_t now, enum quic_space_id
         r->bytes_in_flight += p->bytes;
         r->pace_tokens -= quic_min(r->pace_tokens, p->bytes);
     }
-    if (p->flags & QUIC_SENT_ECT)
-        r->ecn_sent++;
+    space->ecn_sent += (p->flags & QUIC_SENT_ECT) != 0;
 }
 
 void quic_recovery_sent_many(struct quic_conn *conn, uint64_t now, uint32_t packets, uint64_t bytes,
@@ -300,7 +302,7 @@ void quic_recovery_sent_many(struct quic_conn *conn, uint64_t now, uint32_t pack
     r->bytes_in_flight += bytes;
     r->pace_tokens -= quic_min(r->pace_tokens, bytes);
     if (ect)
-        r->ecn_sent += packets;
+        quic_app(conn)->ecn_sent += packets;
 }
 
 void quic_recovery_remove_space(struct quic_conn *conn, enum quic_space_id id) {
@@ -384,28 +386,32 @@ uint64_t quic_recovery_allowance(struct quic_conn *conn, uint64_t now) {
     return quic_min(window, r->pace_tokens);
 }
 
-/* RFC 9000 section 13.4.2.1: are the peer's counts possible? Then, has CE grown? */
+/* RFC 9000 section 13.4.2.1: are the peer's counts possible? Then, has CE grown? Counts are of all paths, the
+ * judgement is of the present one: only what was sent on it is in `newly_acked_ect`. */
 void quic_recovery_ecn(struct quic_conn *conn, uint64_t now, struct quic_space *space,
                        const struct quic_frame *ack, uint64_t newly_acked_ect, uint64_t largest_sent_ns) {
     struct quic_recovery *r = &conn->recovery;
+    bool counted = ack->type == QUIC_FRAME_ACK_ECN;
+    uint64_t ect0 = counted ? ack->ect0 - space->ecn_peer_ect0 : 0;
+    uint64_t ce = counted ? ack->ce - space->ecn_peer_ce : 0;
+    bool back = counted && (ack->ect0 < space->ecn_peer_ect0 || ack->ce < space->ecn_peer_ce);
+    if (counted && !back) { /* Also when this path has failed: the next one is judged by what comes on top. */
+        space->ecn_peer_ect0 = ack->ect0;
+        space->ecn_peer_ce = ack->ce;
+    }
     if (r->ecn == QUIC_ECN_FAILED)
         return;
-    if (ack->type != QUIC_FRAME_ACK_ECN) {
-        if (newly_acked_ect)
-            r->ecn = QUIC_ECN_FAILED; /* The path or the peer does not report. */
-        return;
-    }
-    uint64_t ect0 = ack->ect0 - space->ecn_peer_ect0, ce = ack->ce - space->ecn_peer_ce;
-    if (ack->ect0 < space->ecn_peer_ect0 || ack->ce < space->ecn_peer_ce || ect0 + ce < newly_acked_ect ||
-        ack->ect1) {
+    /* Not reported, erased on the way, or marks that were never sent: ECT(1), or more than there were. */
+    if (ect0 + ce < newly_acked_ect || back ||
+        (counted && (ack->ect1 || ack->ect0 > space->ecn_sent || ack->ce > space->ecn_sent - ack->ect0))) {
         r->ecn = QUIC_ECN_FAILED;
+        quic_count(conn, STOQ_COUNTER_ECN_FAILED, 1);
         return;
     }
-    space->ecn_peer_ect0 = ack->ect0;
-    space->ecn_peer_ce = ack->ce;
+    if (!newly_acked_ect)
+        return;
     r->ecn_acked += (uint32_t)newly_acked_ect;
-    if (r->ecn == QUIC_ECN_TESTING && newly_acked_ect)
-        r->ecn = QUIC_ECN_CAPABLE;
+    r->ecn = QUIC_ECN_CAPABLE;
     if (ce && r->cc.ops->on_congestion(&r->cc, now, largest_sent_ns, true))
         quic_count(conn, STOQ_COUNTER_CONGESTION_EVENTS, 1);
 }

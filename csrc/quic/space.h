@@ -64,6 +64,7 @@ struct quic_space {
     uint64_t eliciting_in_flight;        /* Packets. */
     uint32_t probes;                     /* Probe packets a PTO asked for. */
     uint64_t ecn_peer_ect0, ecn_peer_ce; /* Highest counts the peer reported. */
+    uint64_t ecn_sent;                   /* Packets marked ECT(0), on every path. */
 
     struct quic_keys keys;
     struct quic_crypto crypto;

@@ -145,7 +145,7 @@ static void draw_moves(struct scenario *s, struct prng *p) {
 /* ---- configuration ---- */
 
 static void draw_config(struct prng *p, struct stoq_config *c, bool server, bool slow_wire) {
-    static const uint64_t datagrams[] = {0, 0, 1200, 1300, 1452, 4000, 8952};
+    static const uint64_t datagrams[] = {0, 0, 1200, 1300, 1452, 4000, 8952, 65527};
     static const uint64_t frames[] = {0, 1200, 1200, 65535};
     static const uint64_t windows[] = {0, 0, 0, 2, 3, 40};
     static const uint64_t data[] = {0, 0, 0, 20000, 100000, 1000000, 10000000};
@@ -159,7 +159,7 @@ static void draw_config(struct prng *p, struct stoq_config *c, bool server, bool
     c->no_gso = one_in(p, 6);
     c->no_gro = one_in(p, 6);
     c->retry_always = one_in(p, 5);
-    c->max_datagram = (uint16_t)pick(p, datagrams, 7);
+    c->max_datagram = (uint16_t)pick(p, datagrams, 8);
     c->max_datagram_frame = (uint16_t)pick(p, frames, 4);
     c->initial_window_packets = (uint32_t)pick(p, windows, 6);
     c->idle_timeout_ns = slow_wire ? 60 * S : prng_range(p, 8 * S, 40 * S);

@@ -75,6 +75,17 @@ def test_throughput_beside_its_yardsticks() -> None:
     assert 0 < delivered <= trial["ours"]["packets_sent"] * 1452
 
 
+@pytest.mark.skipif(
+    not (processes.ROOT / "build" / "bench" / "congestion").is_file(),
+    reason="not built: make build/bench/congestion",
+)
+def test_windows_follow_a_long_path() -> None:
+    result = bench("window", "--rate-mbps", "1000", "--rtt-ms", "100", "--warm-up", "2")
+    assert result["bandwidth_delay_bytes"] == 12_500_000  # Twelve times the window to begin with.
+    assert 0.9 <= result["of_rate"] < 1
+    assert result["ratio"] == pytest.approx(1, abs=0.02)
+
+
 @built
 def test_upload_with_several_streams_and_connections_and_another_mtu() -> None:
     more = ("--direction", "upload", "--streams", "3", "--connections", "2", "--mtu", "4000")
