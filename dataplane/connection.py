@@ -66,12 +66,12 @@ class Connection:
         self.handshake: Handshake | None = None
         self._datapath = datapath
         self._streams: dict[int, Stream] = {}
-        self._incoming: deque[Stream] = deque()
+        self._incoming: deque[Stream] | None = None  # Made at need, as _datagrams: an empty one is 760 bytes.
         self._remote_next = [0, 0]  # Count of the peer's streams that exist: bidirectional, unidirectional.
         self._local_next = [0, 0]  # Count of ours that open_stream gave out.
         self._local_opened = [0, 0]  # Count of ours that the engine has heard of.
         self._local_limit = [0, 0]
-        self._datagrams: deque[bytes] = deque()
+        self._datagrams: deque[bytes] | None = None
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._closing = False
         self._stats: ConnectionStats | None = None
@@ -220,6 +220,8 @@ class Connection:
             new_id = (self._remote_next[kind] << 2) | (stream_id & 3)
             stream = Stream(self, new_id, local=False)
             self._streams[new_id] = stream
+            if self._incoming is None:
+                self._incoming = deque()
             self._incoming.append(stream)
             self._remote_next[kind] += 1
             self._wake("incoming")
@@ -237,6 +239,8 @@ class Connection:
             self.forget_finished(stream)
 
     def _on_datagram(self, data: bytes) -> None:
+        if self._datagrams is None:
+            self._datagrams = deque()
         if len(self._datagrams) >= DATAGRAM_QUEUE:
             self._datagrams.popleft()
             self.datagrams_dropped += 1
@@ -326,6 +330,7 @@ class Connection:
     async def accept_stream(self) -> Stream:
         """The next stream the peer opened."""
         await self._until("incoming", lambda: bool(self._incoming))
+        assert self._incoming is not None
         return self._incoming.popleft()
 
     async def accept_streams(self) -> AsyncIterator[Stream]:
@@ -352,6 +357,7 @@ class Connection:
     async def receive_datagram(self) -> bytes:
         """The next datagram."""
         await self._until("datagram", lambda: bool(self._datagrams))
+        assert self._datagrams is not None
         return self._datagrams.popleft()
 
     # ---- the rest ----

@@ -1,5 +1,5 @@
-"""`stoq bench throughput|handshake|latency|packets|engine|congestion|window`: our figures, each beside its
-yardstick in the same run.
+"""`stoq bench throughput|handshake|latency|packets|engine|idle|congestion|window`: our figures, each beside
+its yardstick in the same run.
 
       a trial ──▶ ours ──▶ yardstick ──▶ further contenders ──▶ the next trial …
 
@@ -9,7 +9,7 @@ the environment.
 
 `processes` runs and ends programs, `yardsticks` the C ones of csrc/bench, `environment` describes the
 machine, `report` makes figures of trials; `throughput`, `handshake`, `latency` and
-`packets` (AF_XDP, also under the first and the third), `engine`, `window` and `congestion`
+`packets` (AF_XDP, also under the first and the third), `engine`, `idle`, `window` and `congestion`
 (simulated, the last against the formulas of `models`) are the commands' work, `handshaker` the program
 that `handshake` measures, `commands` the command line.
 """

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from control import devcerts
-from control.bench import congestion, engine, handshake, latency, packets, peers, throughput, window
+from control.bench import congestion, engine, handshake, idle, latency, packets, peers, throughput, window
 from control.bench.report import rounded
 from control.bench.throughput import Bench, Settings
 from control.console import Output, run_async
@@ -292,6 +292,33 @@ def window_command(output: Output, /, json_lines: bool, **options: Any) -> None:
     async def main() -> None:
         report = await window.measure(settings)
         output.table("window", window.rows(report))
+        output.event("result", **rounded(report))
+
+    raise SystemExit(run_async(output, main()))
+
+
+@bench_group.command("idle")
+@_COMMON[0]
+@_COMMON[1]
+@click.option("--connections", type=click.IntRange(1, 1000000), default=100000, show_default=True)
+@click.option(
+    "--mib", type=click.IntRange(1, 1 << 20), default=256, show_default=True, help="In each transfer."
+)
+@click.option(
+    "--datagram", type=click.IntRange(1200, 65527), default=1350, show_default=True, help="Bytes of a packet."
+)
+@click.option("--cipher", type=click.Choice(tuple(CIPHERS)), default="aes128", show_default=True)
+@click.option("--crypto", type=click.Choice(CRYPTO_PROVIDERS), default="auto", show_default=True)
+@click.option("--core", type=int, default=None, help="All ends'; default: the last.")
+@click.pass_obj
+def idle_command(output: Output, /, json_lines: bool, core: int | None, **options: Any) -> None:
+    """Idle connections in one worker: bytes of each, and an active one beside them against alone."""
+    output = _output(output, json_lines)
+    settings = idle.Settings(core=engine.default_core() if core is None else core, **options)
+
+    async def main() -> None:
+        report = await idle.measure(settings)
+        output.table("idle", idle.rows(report))
         output.event("result", **rounded(report))
 
     raise SystemExit(run_async(output, main()))

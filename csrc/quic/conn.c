@@ -4,12 +4,45 @@
 
 #include <string.h>
 
+/* What is used of the peer's parameters once they are checked. */
+static void keep_params(struct quic_conn *conn, const struct quic_params *p) {
+    conn->peer_params = (struct quic_peer_params){
+        .initial_max_stream_data_bidi_local = p->initial_max_stream_data_bidi_local,
+        .initial_max_stream_data_bidi_remote = p->initial_max_stream_data_bidi_remote,
+        .initial_max_stream_data_uni = p->initial_max_stream_data_uni,
+        .initial_max_data = p->initial_max_data,
+        .initial_max_streams_bidi = p->initial_max_streams_bidi,
+        .initial_max_streams_uni = p->initial_max_streams_uni,
+        .min_ack_delay_us = p->min_ack_delay_us,
+        .max_datagram_frame_size = p->max_datagram_frame_size,
+        .active_connection_id_limit = p->active_connection_id_limit,
+        .max_udp_payload_size = (uint16_t)quic_min(p->max_udp_payload_size, UINT16_MAX),
+        .max_ack_delay_ms = (uint16_t)p->max_ack_delay_ms, /* Below 2^14, section 18.2. */
+        .ack_delay_exponent = (uint8_t)p->ack_delay_exponent,
+    };
+}
+
+static void free_blocks(struct quic_conn *conn) {
+    const struct quic_host *host = quic_host_of(conn);
+    if (conn->handshake)
+        host->free(host->ctx, conn->handshake, sizeof *conn->handshake);
+    host->free(host->ctx, conn, sizeof *conn);
+}
+
 struct quic_conn *quic_conn_create(struct quic_endpoint *ep, uint64_t now, bool server,
                                    const struct quic_addr *peer, const struct quic_addr *local) {
     const struct quic_config *config = &ep->config;
     struct quic_conn *conn = ep->host.alloc(ep->host.ctx, sizeof *conn);
     if (!conn)
         return NULL;
+    conn->handshake = ep->host.alloc(ep->host.ctx, sizeof *conn->handshake);
+    if (!conn->handshake) {
+        ep->host.free(ep->host.ctx, conn, sizeof *conn);
+        return NULL;
+    }
+    conn->spaces[QUIC_SPACE_INITIAL] = &conn->handshake->spaces[QUIC_SPACE_INITIAL];
+    conn->spaces[QUIC_SPACE_HANDSHAKE] = &conn->handshake->spaces[QUIC_SPACE_HANDSHAKE];
+    conn->spaces[QUIC_SPACE_APP] = &conn->app;
     conn->ep = ep;
     conn->server = server;
     conn->created_ns = conn->last_received_ns = now;
@@ -17,17 +50,20 @@ struct quic_conn *quic_conn_create(struct quic_endpoint *ep, uint64_t now, bool 
     conn->timer.deadline_ns = QUIC_NEVER;
     conn->paths[0] = (struct quic_path){.peer = *peer, .local = *local, .used = true, .validated = !server};
     for (int i = 0; i < QUIC_SPACE_COUNT; i++)
-        quic_space_init(&conn->spaces[i], config->crypto, &ep->host);
-    quic_params_defaults(&conn->peer_params);
+        quic_space_init(conn->spaces[i], config->crypto, &ep->host);
+    struct quic_params absent;
+    quic_params_defaults(&absent);
+    keep_params(conn, &absent);
+    conn->min_ack_delay_us = QUIC_NO_MIN_ACK_DELAY;
     quic_ack_frequency_init(conn);
     quic_mtu_reset(conn);
     size_t cc_bytes = quic_cc_state_bytes(config->cc);
     if (cc_bytes && !(conn->recovery.cc.bbr = ep->host.alloc(ep->host.ctx, cc_bytes))) {
-        ep->host.free(ep->host.ctx, conn, sizeof *conn);
+        free_blocks(conn);
         return NULL;
     }
     for (int i = 0; i < QUIC_SPACE_COUNT; i++)
-        conn->spaces[i].sent.with_rates = cc_bytes != 0;
+        conn->spaces[i]->sent.with_rates = cc_bytes != 0;
     quic_recovery_init(conn);
     conn->recovery.pace_updated_ns = now;
     conn->idle_timeout_ns = config->idle_timeout_ns;
@@ -40,7 +76,7 @@ struct quic_conn *quic_conn_create(struct quic_endpoint *ep, uint64_t now, bool 
     if (!quic_cids_init(conn)) {
         quic_cids_release(conn);
         quic_recovery_release(conn);
-        ep->host.free(ep->host.ctx, conn, sizeof *conn);
+        free_blocks(conn);
         return NULL;
     }
     conn->initial_scid = conn->local_cids[0].cid;
@@ -62,9 +98,31 @@ static void free_queue(struct quic_conn *conn, struct quic_datagram_queue **queu
 
 static void free_pending(struct quic_conn *conn) {
     const struct quic_host *host = quic_host_of(conn);
-    for (uint32_t i = 0; i < conn->pending_count; i++)
-        host->free(host->ctx, conn->pending[i].data, conn->pending[i].len);
-    conn->pending_count = 0;
+    struct quic_handshake *hs = conn->handshake;
+    for (uint32_t i = 0; hs && i < hs->pending_count; i++)
+        host->free(host->ctx, hs->pending[i].data, hs->pending[i].len);
+    if (hs)
+        hs->pending_count = 0;
+}
+
+static void free_token(struct quic_conn *conn) {
+    const struct quic_host *host = quic_host_of(conn);
+    struct quic_handshake *hs = conn->handshake;
+    if (hs && hs->token)
+        host->free(host->ctx, hs->token, hs->token_len);
+}
+
+void quic_handshake_release(struct quic_conn *conn) {
+    const struct quic_host *host = quic_host_of(conn);
+    for (int i = 0; i < QUIC_SPACE_APP; i++) {
+        quic_conn_discard_space(conn, i);
+        conn->spaces[i] = (struct quic_space *)&quic_space_gone; /* Its `discarded` keeps writers off. */
+    }
+    free_pending(conn);
+    free_token(conn);
+    crypto_wipe(conn->handshake, sizeof *conn->handshake);
+    host->free(host->ctx, conn->handshake, sizeof *conn->handshake);
+    conn->handshake = NULL;
 }
 
 void quic_conn_free(struct quic_conn *conn) {
@@ -73,21 +131,24 @@ void quic_conn_free(struct quic_conn *conn) {
     if (conn->timer.deadline_ns != QUIC_NEVER)
         host->timer_set(host->ctx, &conn->timer, QUIC_NEVER);
     quic_unschedule(conn);
+    quic_conn_rest_keys(conn);
     quic_endpoint_forget(conn);
     quic_streams_release(conn);
     for (int i = 0; i < QUIC_SPACE_COUNT; i++)
-        quic_space_discard(&conn->spaces[i], host);
+        if (!conn->spaces[i]->discarded)
+            quic_space_discard(conn->spaces[i], host);
     quic_cids_release(conn);
     quic_recovery_release(conn);
     quic_early_release(conn);
     free_pending(conn);
     free_queue(conn, &conn->datagrams_in);
     free_queue(conn, &conn->datagrams_out);
-    if (conn->token)
-        host->free(host->ctx, conn->token, conn->token_len);
+    free_token(conn);
+    if (conn->close_reason)
+        host->free(host->ctx, conn->close_reason, conn->close_reason_len);
     if (conn->new_token)
         host->free(host->ctx, conn->new_token, conn->new_token_len);
-    host->free(host->ctx, conn, sizeof *conn);
+    free_blocks(conn);
 }
 
 void quic_conn_maybe_free(struct quic_conn *conn) {
@@ -109,8 +170,12 @@ static void over(struct quic_conn *conn, uint64_t now, enum quic_conn_state stat
     free_pending(conn);
     quic_early_release(conn);
     free_queue(conn, &conn->datagrams_out);
+    if (state != QUIC_CONN_CLOSING)
+        quic_conn_rest_keys(conn);
     for (int i = 0; i < QUIC_SPACE_COUNT; i++) {
-        struct quic_space *space = &conn->spaces[i];
+        struct quic_space *space = conn->spaces[i];
+        if (space->discarded)
+            continue;
         quic_recovery_remove_space(conn, i);
         quic_sent_free(&space->sent, host);
         if (state != QUIC_CONN_CLOSING)
@@ -121,9 +186,12 @@ static void over(struct quic_conn *conn, uint64_t now, enum quic_conn_state stat
 }
 
 static void keep_reason(struct quic_conn *conn, const char *reason, size_t len) {
-    conn->close_reason_len = (uint32_t)quic_min(len, QUIC_MAX_REASON_BYTES);
-    if (conn->close_reason_len)
-        memcpy(conn->close_reason, reason, conn->close_reason_len);
+    const struct quic_host *host = quic_host_of(conn);
+    len = quic_min(len, QUIC_MAX_REASON_BYTES);
+    if (!len || !(conn->close_reason = host->alloc(host->ctx, len)))
+        return;
+    conn->close_reason_len = (uint32_t)len;
+    memcpy(conn->close_reason, reason, conn->close_reason_len);
 }
 
 void quic_conn_end(struct quic_conn *conn, uint64_t now, enum quic_conn_state state, uint8_t flags, bool app,
@@ -168,10 +236,10 @@ void quic_conn_detach(struct quic_conn *conn, uint64_t now) {
 }
 
 void quic_conn_discard_space(struct quic_conn *conn, enum quic_space_id id) {
-    if (conn->spaces[id].discarded)
+    if (conn->spaces[id]->discarded)
         return;
     quic_recovery_remove_space(conn, id);
-    quic_space_discard(&conn->spaces[id], quic_host_of(conn));
+    quic_space_discard(conn->spaces[id], quic_host_of(conn));
 }
 
 /* RFC 9001 section 4.1.2. */
@@ -197,17 +265,19 @@ struct quic_conn *quic_conn_connect(struct quic_endpoint *ep, uint64_t now, cons
         return NULL;
     if (version)
         conn->version = version;
-    conn->original_dcid.len = 8; /* Section 7.2: unpredictable, at least 8 bytes. */
-    ep->host.random(ep->host.ctx, conn->original_dcid.id, conn->original_dcid.len);
-    quic_cids_set_peer(conn, &conn->original_dcid);
+    struct quic_cid *dcid = &conn->handshake->original_dcid;
+    dcid->len = 8; /* Section 7.2: unpredictable, at least 8 bytes. */
+    ep->host.random(ep->host.ctx, dcid->id, dcid->len);
+    quic_cids_set_peer(conn, dcid);
     bool ok = quic_endpoint_adopt(ep, conn) &&
-              quic_keys_install_initial(&conn->spaces[QUIC_SPACE_INITIAL].keys, false, &conn->original_dcid);
+              quic_keys_install_initial(&conn->spaces[QUIC_SPACE_INITIAL]->keys, false, dcid);
     if (ok && token_len) {
-        conn->token = ep->host.alloc(ep->host.ctx, token_len);
-        ok = conn->token != NULL;
+        struct quic_handshake *hs = conn->handshake;
+        hs->token = ep->host.alloc(ep->host.ctx, token_len);
+        ok = hs->token != NULL;
         if (ok) {
-            memcpy(conn->token, token, token_len);
-            conn->token_len = (uint32_t)token_len;
+            memcpy(hs->token, token, token_len);
+            hs->token_len = (uint32_t)token_len;
         }
     }
     if (!ok) {
@@ -224,7 +294,10 @@ struct quic_conn *quic_conn_connect(struct quic_endpoint *ep, uint64_t now, cons
 
 size_t quic_conn_local_params(struct quic_conn *conn, uint8_t *out, size_t cap) {
     const struct quic_config *config = &conn->ep->config;
-    struct quic_params *p = &conn->local_params;
+    const struct quic_handshake *hs = conn->handshake;
+    struct quic_params params, *p = &params;
+    if (!hs)
+        return 0; /* Nobody is left to tell them to. */
     quic_params_defaults(p);
     p->max_idle_timeout_ms = config->idle_timeout_ns / QUIC_MS;
     p->max_udp_payload_size = QUIC_MAX_DATAGRAM_BYTES;
@@ -237,14 +310,14 @@ size_t quic_conn_local_params(struct quic_conn *conn, uint8_t *out, size_t cap) 
     p->max_ack_delay_ms = config->max_ack_delay_ns / QUIC_MS;
     p->active_connection_id_limit = QUIC_PEER_CIDS;
     p->max_datagram_frame_size = config->max_datagram_frame;
-    p->min_ack_delay_us = quic_ack_frequency_offer(conn, p->max_ack_delay_ms);
+    p->min_ack_delay_us = conn->min_ack_delay_us = quic_ack_frequency_offer(conn, p->max_ack_delay_ms);
     p->has_initial_scid = true;
     p->initial_scid = conn->initial_scid;
     if (conn->server) {
         p->has_original_dcid = true;
-        p->original_dcid = conn->original_dcid;
+        p->original_dcid = hs->original_dcid;
         p->has_retry_scid = conn->retried;
-        p->retry_scid = conn->retry_scid;
+        p->retry_scid = hs->retry_scid;
         p->has_reset_token = true;
         quic_reset_token(conn->ep, &conn->initial_scid, p->reset_token);
     }
@@ -256,6 +329,7 @@ size_t quic_conn_local_params(struct quic_conn *conn, uint8_t *out, size_t cap) 
 void quic_conn_set_peer_params(struct quic_conn *conn, uint64_t now, const uint8_t *data, size_t len) {
     const char *why = "transport parameters do not match the packets";
     struct quic_params p;
+    const struct quic_handshake *hs = conn->handshake;
     if (!quic_is_open(conn) || conn->peer_params_set)
         return;
     int error = quic_params_decode(data, len, !conn->server, &p, &why);
@@ -264,11 +338,11 @@ void quic_conn_set_peer_params(struct quic_conn *conn, uint64_t now, const uint8
         return;
     }
     /* Section 7.3: the ids in the packets are authenticated by the parameters. */
-    bool match = p.has_initial_scid && quic_cid_equal(&p.initial_scid, &conn->peer_scid);
+    bool match = p.has_initial_scid && quic_cid_equal(&p.initial_scid, &hs->peer_scid);
     if (!conn->server) {
-        match = match && p.has_original_dcid && quic_cid_equal(&p.original_dcid, &conn->original_dcid) &&
+        match = match && p.has_original_dcid && quic_cid_equal(&p.original_dcid, &hs->original_dcid) &&
                 p.has_retry_scid == conn->retried &&
-                (!conn->retried || quic_cid_equal(&p.retry_scid, &conn->retry_scid));
+                (!conn->retried || quic_cid_equal(&p.retry_scid, &hs->retry_scid));
     }
     if (!match) {
         quic_conn_fail(conn, now, QUIC_TRANSPORT_PARAMETER_ERROR, QUIC_FRAME_CRYPTO, why);
@@ -276,7 +350,7 @@ void quic_conn_set_peer_params(struct quic_conn *conn, uint64_t now, const uint8
     }
     if (!quic_early_check_params(conn, now, &p))
         return;
-    conn->peer_params = p;
+    keep_params(conn, &p);
     conn->peer_params_set = true;
     quic_early_raise_limits(conn);
     quic_ack_frequency_init(conn);
@@ -293,7 +367,7 @@ void quic_conn_set_peer_params(struct quic_conn *conn, uint64_t now, const uint8
 
 void quic_conn_crypto_send(struct quic_conn *conn, uint64_t now, enum quic_level level, const uint8_t *data,
                            size_t len) {
-    struct quic_space *space = &conn->spaces[quic_space_of_level(level)];
+    struct quic_space *space = conn->spaces[quic_space_of_level(level)];
     if (!quic_is_open(conn) || space->discarded)
         return;
     if (level == QUIC_ZERO_RTT || !quic_crypto_queue(&space->crypto, quic_host_of(conn), data, len)) {
@@ -305,7 +379,7 @@ void quic_conn_crypto_send(struct quic_conn *conn, uint64_t now, enum quic_level
 
 void quic_conn_set_secret(struct quic_conn *conn, uint64_t now, enum quic_level level, bool send,
                           enum crypto_aead aead, const uint8_t *secret, size_t len) {
-    struct quic_space *space = &conn->spaces[quic_space_of_level(level)];
+    struct quic_space *space = conn->spaces[quic_space_of_level(level)];
     if (!quic_is_open(conn) || space->discarded)
         return;
     if (level == QUIC_INITIAL || (level == QUIC_ONE_RTT && !conn->peer_params_set)) {
@@ -442,7 +516,7 @@ struct quic_conn *quic_conn_from_timer(struct quic_timer *timer) {
 
 bool quic_conn_writable(const struct quic_conn *conn) {
     return quic_is_open(conn) &&
-           (quic_can_send(&conn->spaces[QUIC_SPACE_APP].keys) || quic_early_can_send(conn));
+           (quic_can_send(&conn->spaces[QUIC_SPACE_APP]->keys) || quic_early_can_send(conn));
 }
 
 void quic_conn_stats(const struct quic_conn *conn, struct quic_conn_stats *out) {

@@ -13,6 +13,7 @@
  *   conn_paths.c   path validation, migration, anti-amplification                 RFC 9000 sections 8, 9
  *   conn_mtu.c     the path's datagram size                                       RFC 8899
  *   conn_events.c  what the reader is told
+ *   conn_rest.c    what an idle connection gives back, and how it wakes
  *   conn_timer.c   one deadline out of many
  *   conn_early.c   0-RTT                                                          RFC 9001 section 4.6
  *
@@ -57,6 +58,11 @@
  * train of its own where a round trip holds many of them. */
 #define QUIC_STREAM_QUANTUM_MIN 16384u
 #define QUIC_STREAM_QUANTUM_MAX 65536u
+/* Silence after which a connection rests. Longer than nearly every round trip and pause between a request and
+ * the next; a wake-up costs about a microsecond. */
+#define QUIC_REST_NS QUIC_S
+/* Connections with expanded keys at most: one that wakes beyond puts the one that woke first to sleep. */
+#define QUIC_AWAKE 16384u
 
 enum quic_conn_state {
     QUIC_CONN_HANDSHAKE,
@@ -97,14 +103,14 @@ enum quic_ecn_state { QUIC_ECN_TESTING, QUIC_ECN_CAPABLE, QUIC_ECN_FAILED };
 struct quic_path {
     struct quic_addr peer, local;
     bool used, validated;
+    bool migrate; /* Became active by the peer's move; falls back if validation fails. */
+    bool challenge_owed, response_owed, validating;
     uint8_t peer_cid;        /* Index into peer_cids. */
     uint64_t received, sent; /* Bytes, for the 3 * limit while not validated. */
     /* Validation (RFC 9000 section 8.2). */
-    bool challenge_owed, response_owed, validating;
     uint8_t challenge[8], response[8];
     uint64_t challenge_sent_ns, challenge_deadline_ns, challenge_first_ns;
     uint32_t challenge_tries;
-    bool migrate; /* Became active by the peer's move; falls back if validation fails. */
 };
 
 /* RTT, congestion and pacing of the active path. */
@@ -174,6 +180,30 @@ struct quic_datagram_queue {
     uint32_t head, tail;
 };
 
+/* What only the handshake needs, apart so that an idle connection does not carry it: from creation until the
+ * transmit after the handshake is confirmed (quic_handshake_release). */
+struct quic_handshake {
+    struct quic_space spaces[QUIC_SPACE_APP];  /* Initial and Handshake. */
+    struct quic_cid original_dcid, retry_scid; /* Ours to check or to announce (section 7.3). */
+    struct quic_cid peer_scid;                 /* Client: the source id of the server's first packet. */
+    uint8_t *token;                            /* Client: sent in Initials. */
+    uint32_t token_len;
+    uint32_t pending_count;
+    struct quic_pending pending[QUIC_PENDING_PACKETS];
+};
+
+/* What of the peer's transport parameters outlives the handshake; the names are those of struct quic_params.
+ */
+struct quic_peer_params {
+    uint64_t initial_max_stream_data_bidi_local, initial_max_stream_data_bidi_remote,
+        initial_max_stream_data_uni;
+    uint64_t initial_max_data, initial_max_streams_bidi, initial_max_streams_uni;
+    uint64_t min_ack_delay_us; /* QUIC_NO_MIN_ACK_DELAY when absent */
+    uint64_t max_datagram_frame_size, active_connection_id_limit;
+    uint16_t max_udp_payload_size, max_ack_delay_ms;
+    uint8_t ack_delay_exponent;
+};
+
 /* Streams of one kind (initiator and direction). */
 struct quic_stream_kind {
     uint64_t opened; /* Streams opened so far: the next id's index. */
@@ -188,8 +218,11 @@ struct quic_conn {
     enum quic_conn_state state;
     bool server, confirmed, handshake_done, peer_params_set, peer_moved_checked, detached;
     bool in_send_list, in_event_list;
+    bool awake;  /* Keys of 1-RTT packets are expanded: in ep's list of those. */
+    bool rested; /* Nothing has happened for long, and what can be made anew was given back. */
     uint8_t active_path;
     struct quic_conn *send_prev, *send_next, *event_prev, *event_next;
+    struct quic_conn *awake_prev, *awake_next;
     uint32_t owes;
     uint64_t handle;
     void *user;
@@ -221,32 +254,29 @@ struct quic_conn {
     struct quic_stream *last_stream;  /* The one looked up last: nearly always the next. */
     struct quic_stream *data_streams; /* Ring of streams with data to send. */
     struct quic_stream *owe_first, *owe_last, *tell_first, *tell_last;
-    struct quic_stream_kind kinds[4]; /* By the two low bits of the stream id. */
 
+    struct quic_space *spaces[QUIC_SPACE_COUNT]; /* The first two: the handshake's, or &quic_space_gone. */
+    struct quic_space app;                       /* 1-RTT packets. */
     struct quic_path paths[QUIC_PATHS];
     struct quic_peer_cid peer_cids[QUIC_PEER_CIDS];
-    struct quic_local_cid local_cids[QUIC_LOCAL_CIDS];
-    struct quic_space spaces[QUIC_SPACE_COUNT];
 
     /* Colder. */
+    struct quic_handshake *handshake; /* NULL: confirmed, and released. */
+    struct quic_stream_kind kinds[4]; /* By the two low bits of the stream id. */
+    struct quic_local_cid local_cids[QUIC_LOCAL_CIDS];
     uint64_t next_local_sequence, retire_prior_to;
     uint64_t peer_sequence_top,
         peer_sequences; /* Of the peer's ids: highest number seen, and bit i: top - i was seen. */
     uint64_t retire_queue[QUIC_RETIRE_QUEUE];
     uint32_t retire_head, retire_tail;
     uint32_t version;
-    struct quic_cid original_dcid, initial_scid, retry_scid; /* Ours to check or to announce (section 7.3). */
-    struct quic_cid peer_scid; /* Client: the source id of the server's first packet. */
+    struct quic_cid initial_scid; /* Our first. */
     bool peer_scid_set, retried, version_negotiated, odcid_mapped, saw_packet, saw_cid_of_ours;
-    struct quic_params local_params, peer_params; /* Client with 0-RTT: at first the remembered limits. */
-    struct quic_early *early;                     /* NULL: no 0-RTT, or not any more. */
-    uint8_t *token;                               /* Client: sent in Initials. */
-    uint32_t token_len;
+    struct quic_peer_params peer_params; /* Client with 0-RTT: at first the remembered limits. */
+    struct quic_early *early;            /* NULL: no 0-RTT, or not any more. */
+    uint64_t min_ack_delay_us;           /* Ours, offered; QUIC_NO_MIN_ACK_DELAY: none. */
     uint64_t created_ns, connected_ns, last_received_ns, idle_timeout_ns, idle_deadline_ns, close_deadline_ns;
     bool eliciting_since_receive;
-    struct quic_pending pending[QUIC_PENDING_PACKETS];
-    uint32_t pending_count;
-    bool pending_ready; /* New keys came: try the waiting packets again. */
     struct quic_datagram_queue *datagrams_out, *datagrams_in; /* Allocated at first use. */
 
     /* Closing. */
@@ -254,7 +284,7 @@ struct quic_conn {
     uint8_t close_flags; /* QUIC_EVENT_IDLE and the like. */
     uint64_t close_code, close_frame_type;
     uint32_t close_packets; /* Received while closing: answers get rarer. */
-    char close_reason[QUIC_MAX_REASON_BYTES];
+    char *close_reason;     /* close_reason_len bytes; NULL when there is none or no memory for it. */
     uint32_t close_reason_len;
     uint64_t odcid_key; /* Server: where it stands in ep->odcids. */
     bool refuse_token;
@@ -279,6 +309,8 @@ struct quic_endpoint {
     uint32_t slot_count, free_slot_hint, connections, handshaking;
     uint32_t generation;
     struct quic_conn *send_first, *send_last, *event_first, *event_last;
+    struct quic_conn *awake_first, *awake_last; /* First the one that woke first. */
+    uint32_t awake, awake_limit;
     struct quic_conn *cached; /* The connection of the last datagram. */
     uint64_t cached_cid;
     struct quic_token_sealer *sealer;
@@ -306,7 +338,7 @@ static inline bool quic_is_open(const struct quic_conn *conn) {
     return conn->state <= QUIC_CONN_CONNECTED;
 }
 static inline struct quic_space *quic_app(struct quic_conn *conn) {
-    return &conn->spaces[QUIC_SPACE_APP];
+    return &conn->app;
 }
 
 static inline bool quic_early_can_send(const struct quic_conn *conn) {
@@ -351,6 +383,9 @@ void quic_conn_end(struct quic_conn *conn, uint64_t now, enum quic_conn_state st
                    uint64_t code, uint64_t frame_type, const char *reason, size_t reason_len);
 void quic_conn_discard_space(struct quic_conn *conn, enum quic_space_id id);
 void quic_conn_confirm(struct quic_conn *conn, uint64_t now);
+/* Gives back what only the handshake needed, once that is confirmed. Not while a packet is being taken or
+ * built. */
+void quic_handshake_release(struct quic_conn *conn);
 void quic_conn_maybe_free(struct quic_conn *conn);
 
 /* conn_recv.c */
@@ -573,6 +608,14 @@ bool quic_early_install(struct quic_conn *conn, bool send, enum crypto_aead aead
 bool quic_early_check_params(struct quic_conn *conn, uint64_t now, const struct quic_params *p);
 /* Client: streams opened on remembered limits get what the server permits now. */
 void quic_early_raise_limits(struct quic_conn *conn);
+
+/* conn_rest.c */
+/* Make the keys of 1-RTT packets usable. False: no memory. */
+bool quic_conn_wake(struct quic_conn *conn);
+/* Only the keys go; everything else stays as it is. */
+void quic_conn_rest_keys(struct quic_conn *conn);
+uint64_t quic_rest_deadline(const struct quic_conn *conn); /* QUIC_NEVER: not while things are as they are. */
+void quic_rest_on_timer(struct quic_conn *conn, uint64_t now);
 
 /* conn_timer.c */
 void quic_conn_update_timer(struct quic_conn *conn);

@@ -3,7 +3,7 @@
 #include "conn.h"
 
 static void frame_acked(struct quic_conn *conn, enum quic_space_id id, const struct quic_sent_frame *f) {
-    struct quic_space *space = &conn->spaces[id];
+    struct quic_space *space = conn->spaces[id];
     const struct quic_host *host = quic_host_of(conn);
     struct quic_stream *s;
     switch (f->type) {
@@ -36,7 +36,7 @@ static void frame_acked(struct quic_conn *conn, enum quic_space_id id, const str
 }
 
 static void frame_lost(struct quic_conn *conn, enum quic_space_id id, const struct quic_sent_frame *f) {
-    struct quic_space *space = &conn->spaces[id];
+    struct quic_space *space = conn->spaces[id];
     const struct quic_host *host = quic_host_of(conn);
     struct quic_stream *s;
     switch (f->type) {
@@ -115,7 +115,7 @@ static void frame_lost(struct quic_conn *conn, enum quic_space_id id, const stru
 
 void quic_conn_frames_lost(struct quic_conn *conn, enum quic_space_id id, const struct quic_sent_packet *p) {
     for (uint32_t i = 0; i < p->frame_count; i++) {
-        struct quic_sent_frame f = *quic_sent_frame_at(&conn->spaces[id].sent, p->frames + i);
+        struct quic_sent_frame f = *quic_sent_frame_at(&conn->spaces[id]->sent, p->frames + i);
         frame_lost(conn, id, &f);
     }
 }
@@ -167,7 +167,7 @@ static void rate_acked(struct quic_conn *conn, uint64_t now, const struct quic_s
 
 static void packet_acked(struct quic_conn *conn, uint64_t now, enum quic_space_id id, uint64_t pn,
                          struct ack_totals *t) {
-    struct quic_space *space = &conn->spaces[id];
+    struct quic_space *space = conn->spaces[id];
     struct quic_sent_packet *p = quic_sent_at(&space->sent, pn);
     bool was_out = p->state == QUIC_SENT_OUT;
     if (!was_out) {
@@ -219,7 +219,7 @@ static bool window_in_use(const struct quic_recovery *r, uint64_t in_flight) {
 
 int quic_conn_on_ack(struct quic_conn *conn, uint64_t now, enum quic_space_id id,
                      const struct quic_frame *ack, const char **why) {
-    struct quic_space *space = &conn->spaces[id];
+    struct quic_space *space = conn->spaces[id];
     struct quic_recovery *r = &conn->recovery;
     quic_count(conn, STOQ_COUNTER_ACKS_RECEIVED, 1);
     if (ack->largest_acked >= space->sent.next) {

@@ -32,7 +32,7 @@ uint64_t quic_ack_frequency_offer(const struct quic_conn *conn, uint64_t max_ack
 
 /* Not offered: then the type is unknown to us. */
 static bool refused(const struct quic_conn *conn, const char **why) {
-    if (conn->local_params.min_ack_delay_us != QUIC_NO_MIN_ACK_DELAY)
+    if (conn->min_ack_delay_us != QUIC_NO_MIN_ACK_DELAY)
         return false;
     *why = "frame of an extension that was not offered";
     return true;
@@ -42,7 +42,7 @@ int quic_ack_frequency_on_frame(struct quic_conn *conn, const struct quic_frame 
     struct quic_ack_policy *policy = &conn->ack_policy;
     if (refused(conn, why))
         return QUIC_FRAME_ENCODING_ERROR;
-    if (f->ack_max_delay_us < conn->local_params.min_ack_delay_us) {
+    if (f->ack_max_delay_us < conn->min_ack_delay_us) {
         *why = "ACK_FREQUENCY wants a shorter delay than min_ack_delay";
         return QUIC_PROTOCOL_VIOLATION;
     }

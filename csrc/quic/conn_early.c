@@ -35,7 +35,7 @@ void quic_early_release(struct quic_conn *conn) {
 }
 
 /* Section 7.4.1 lists what is remembered; ids, tokens and ACK delays are not. */
-static void remember(struct quic_params *to, const struct quic_params *from) {
+static void remember(struct quic_peer_params *to, const struct quic_params *from) {
     to->initial_max_data = from->initial_max_data;
     to->initial_max_stream_data_bidi_local = from->initial_max_stream_data_bidi_local;
     to->initial_max_stream_data_bidi_remote = from->initial_max_stream_data_bidi_remote;
@@ -94,7 +94,7 @@ void quic_conn_early_answered(struct quic_conn *conn, uint64_t now, bool accepte
     quic_recovery_resend_space(conn, QUIC_SPACE_APP);
 }
 
-static bool lowered(const struct quic_params *before, const struct quic_params *p) {
+static bool lowered(const struct quic_peer_params *before, const struct quic_params *p) {
     return p->initial_max_data < before->initial_max_data ||
            p->initial_max_stream_data_bidi_local < before->initial_max_stream_data_bidi_local ||
            p->initial_max_stream_data_bidi_remote < before->initial_max_stream_data_bidi_remote ||
@@ -127,7 +127,7 @@ bool quic_early_check_params(struct quic_conn *conn, uint64_t now, const struct 
 void quic_early_raise_limits(struct quic_conn *conn) {
     if (!conn->early || conn->server)
         return;
-    const struct quic_params *p = &conn->peer_params;
+    const struct quic_peer_params *p = &conn->peer_params;
     for (uint32_t i = 0; conn->buckets && i <= conn->bucket_mask; i++) {
         for (struct quic_stream *s = conn->buckets[i]; s; s = s->next_in_bucket) {
             s->send.max =

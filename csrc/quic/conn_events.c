@@ -73,7 +73,7 @@ static bool next_stream_event(struct quic_conn *conn, struct quic_event *e) {
 static bool crypto_event(struct quic_conn *conn, struct quic_event *e) {
     static const enum quic_level levels[QUIC_SPACE_COUNT] = {QUIC_INITIAL, QUIC_HANDSHAKE, QUIC_ONE_RTT};
     for (int id = 0; id < QUIC_SPACE_COUNT; id++) {
-        struct quic_crypto *c = &conn->spaces[id].crypto;
+        struct quic_crypto *c = &conn->spaces[id]->crypto;
         uint32_t n = quic_crypto_readable(c);
         if (!n)
             continue;

@@ -5,7 +5,7 @@
 
 static int on_crypto(struct quic_conn *conn, enum quic_space_id id, const struct quic_frame *f,
                      const char **why) {
-    struct quic_space *space = &conn->spaces[id];
+    struct quic_space *space = conn->spaces[id];
     int error = quic_crypto_receive(&space->crypto, quic_host_of(conn), f->offset, f->data, f->len);
     if (error == QUIC_CRYPTO_BUFFER_EXCEEDED)
         *why = "CRYPTO data past the buffer";

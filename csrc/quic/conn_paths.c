@@ -16,7 +16,7 @@ uint64_t quic_path_allowance(const struct quic_path *path) {
 #define SMALLEST_USEFUL 64u /* Header, number, tag and an ACK frame. */
 
 bool quic_path_blocked(const struct quic_conn *conn) {
-    uint64_t least = conn->spaces[QUIC_SPACE_INITIAL].discarded ? SMALLEST_USEFUL : QUIC_MIN_INITIAL_BYTES;
+    uint64_t least = conn->spaces[QUIC_SPACE_INITIAL]->discarded ? SMALLEST_USEFUL : QUIC_MIN_INITIAL_BYTES;
     return quic_path_allowance(&conn->paths[conn->active_path]) < least;
 }
 

@@ -28,7 +28,8 @@ void quic_conn_bytes_received(struct quic_conn *conn, const struct quic_packet_i
 static void keep_pending(struct quic_conn *conn, const struct quic_packet_info *info, enum quic_level level,
                          const uint8_t *packet, size_t len) {
     const struct quic_host *host = quic_host_of(conn);
-    if (conn->pending_count == QUIC_PENDING_PACKETS) {
+    struct quic_handshake *hs = conn->handshake; /* Keys are what it has yet to bring. */
+    if (hs->pending_count == QUIC_PENDING_PACKETS) {
         quic_drop(conn->ep, STOQ_DROP_PENDING_FULL);
         return;
     }
@@ -38,12 +39,12 @@ static void keep_pending(struct quic_conn *conn, const struct quic_packet_info *
         return;
     }
     memcpy(copy, packet, len);
-    conn->pending[conn->pending_count++] = (struct quic_pending){.data = copy,
-                                                                 .len = (uint32_t)len,
-                                                                 .ecn = info->ecn,
-                                                                 .level = level,
-                                                                 .peer = *info->peer,
-                                                                 .local = *info->local};
+    hs->pending[hs->pending_count++] = (struct quic_pending){.data = copy,
+                                                             .len = (uint32_t)len,
+                                                             .ecn = info->ecn,
+                                                             .level = level,
+                                                             .peer = *info->peer,
+                                                             .local = *info->local};
 }
 
 void quic_conn_after_packet(struct quic_conn *conn, const struct quic_packet_info *info,
@@ -69,7 +70,7 @@ static void process(struct quic_conn *conn, const struct quic_packet_info *info,
                     size_t packet_len) {
     const uint8_t *payload = packet + header;
     size_t len = packet_len - header - CRYPTO_TAG_BYTES;
-    struct quic_space *space = &conn->spaces[id];
+    struct quic_space *space = conn->spaces[id];
     int path = quic_path_for(conn, info);
     if (path < 0)
         return;
@@ -144,11 +145,10 @@ static const struct quic_key *choose_key(const struct quic_conn *conn, const str
     *is_next = false;
     if (((first >> 2) & 1) == conn->recv_phase)
         return &keys->recv.key;
-    if (keys->recv.previous.aead &&
-        (conn->phase_first_recv_pn == QUIC_NO_PN || pn < conn->phase_first_recv_pn))
-        return &keys->recv.previous;
+    if (keys->previous.there && (conn->phase_first_recv_pn == QUIC_NO_PN || pn < conn->phase_first_recv_pn))
+        return &keys->previous;
     *is_next = true;
-    return &keys->recv.next;
+    return &keys->next;
 }
 
 /* A packet opened with the next key: both directions move on (section 6.2). */
@@ -253,7 +253,7 @@ static bool take_while_closed(struct quic_conn *conn) {
 /* 1-RTT packets wait until the handshake is complete: before, the peer is not authenticated (RFC 9001
  * section 5.7). */
 static bool one_rtt_ready(const struct quic_conn *conn) {
-    return conn->handshake_done && quic_can_receive(&conn->spaces[QUIC_SPACE_APP].keys);
+    return conn->handshake_done && quic_can_receive(&conn->spaces[QUIC_SPACE_APP]->keys);
 }
 
 void quic_conn_receive_train(struct quic_conn *conn, const struct quic_packet_info *info, uint8_t *data,
@@ -273,6 +273,10 @@ void quic_conn_receive_train(struct quic_conn *conn, const struct quic_packet_in
         if (--count == 0)
             return;
         last = segment;
+    }
+    if (!conn->awake && !quic_conn_wake(conn)) {
+        conn->ep->drops[STOQ_DROP_NO_MEMORY] += count;
+        return;
     }
     const struct quic_keys *keys = &quic_app(conn)->keys;
     const uint8_t *samples[CRYPTO_HP_BATCH];
@@ -299,7 +303,7 @@ void quic_conn_receive_train(struct quic_conn *conn, const struct quic_packet_in
 
 static void receive_long(struct quic_conn *conn, const struct quic_packet_info *info, struct quic_header *h,
                          enum quic_space_id id, const struct quic_keys *keys) {
-    struct quic_space *space = &conn->spaces[id];
+    struct quic_space *space = conn->spaces[id];
     const uint8_t *sample = h->packet + h->pn_offset + 4;
     uint8_t mask[1][CRYPTO_MASK_BYTES];
     uint64_t truncated;
@@ -328,10 +332,11 @@ static void receive_long(struct quic_conn *conn, const struct quic_packet_info *
     }
     if (!conn->peer_scid_set) {
         /* Client: the server's own choice of id replaces the random one (section 7.2). */
-        conn->peer_scid.len = h->scid_len;
-        memcpy(conn->peer_scid.id, h->scid, h->scid_len);
+        struct quic_cid *scid = &conn->handshake->peer_scid;
+        scid->len = h->scid_len;
+        memcpy(scid->id, h->scid, h->scid_len);
         conn->peer_scid_set = true;
-        quic_cids_set_peer(conn, &conn->peer_scid);
+        quic_cids_set_peer(conn, scid);
     }
     process(conn, info, h->type, id, pn, h->packet, header, h->len);
 }
@@ -342,7 +347,7 @@ static bool early_ready(const struct quic_conn *conn) {
 
 /* Has TLS not yet said whether it takes early data? It gives early keys before Handshake keys, or none. */
 static bool early_undecided(const struct quic_conn *conn) {
-    const struct quic_space *handshake = &conn->spaces[QUIC_SPACE_HANDSHAKE];
+    const struct quic_space *handshake = conn->spaces[QUIC_SPACE_HANDSHAKE];
     return conn->server && !conn->handshake_done && !handshake->discarded &&
            !quic_can_receive(&handshake->keys);
 }
@@ -366,9 +371,14 @@ void quic_conn_receive(struct quic_conn *conn, const struct quic_packet_info *in
         quic_conn_receive_train(conn, info, h->packet, h->len, h->len, h->len);
         return;
     }
+    const struct quic_handshake *hs = conn->handshake;
+    if (!hs) {
+        quic_drop(conn->ep, h->type == QUIC_PACKET_ZERO_RTT ? STOQ_DROP_ZERO_RTT : STOQ_DROP_KEYS_DISCARDED);
+        return;
+    }
     if (h->version != conn->version ||
         (conn->peer_scid_set &&
-         (h->scid_len != conn->peer_scid.len || memcmp(h->scid, conn->peer_scid.id, h->scid_len) != 0))) {
+         (h->scid_len != hs->peer_scid.len || memcmp(h->scid, hs->peer_scid.id, h->scid_len) != 0))) {
         quic_drop(conn->ep, STOQ_DROP_CID_MISMATCH);
         return;
     }
@@ -378,28 +388,31 @@ void quic_conn_receive(struct quic_conn *conn, const struct quic_packet_info *in
     }
     bool initial = h->type == QUIC_PACKET_INITIAL;
     enum quic_space_id id = initial ? QUIC_SPACE_INITIAL : QUIC_SPACE_HANDSHAKE;
-    if (conn->spaces[id].discarded)
+    if (conn->spaces[id]->discarded)
         quic_drop(conn->ep, STOQ_DROP_KEYS_DISCARDED);
-    else if (!quic_can_receive(&conn->spaces[id].keys))
+    else if (!quic_can_receive(&conn->spaces[id]->keys))
         keep_pending(conn, info, initial ? QUIC_INITIAL : QUIC_HANDSHAKE, h->packet, h->len);
     else
-        receive_long(conn, info, h, id, &conn->spaces[id].keys);
+        receive_long(conn, info, h, id, &conn->spaces[id]->keys);
 }
 
 void quic_conn_retry_pending(struct quic_conn *conn, uint64_t now) {
     const struct quic_host *host = quic_host_of(conn);
-    uint32_t n = conn->pending_count;
+    struct quic_handshake *hs = conn->handshake;
+    uint32_t n = hs ? hs->pending_count : 0;
+    if (!n)
+        return;
     struct quic_pending waiting[QUIC_PENDING_PACKETS];
-    memcpy(waiting, conn->pending, n * sizeof waiting[0]);
-    conn->pending_count = 0;
+    memcpy(waiting, hs->pending, n * sizeof waiting[0]);
+    hs->pending_count = 0;
     for (uint32_t i = 0; i < n; i++) {
         struct quic_pending *w = &waiting[i];
         bool ready = w->level == QUIC_ONE_RTT ? one_rtt_ready(conn)
                      : w->level == QUIC_ZERO_RTT
                          ? early_ready(conn) || !early_undecided(conn)
-                         : quic_can_receive(&conn->spaces[quic_space_of_level(w->level)].keys);
-        if (!ready && quic_is_open(conn) && !conn->spaces[quic_space_of_level(w->level)].discarded) {
-            conn->pending[conn->pending_count++] = *w;
+                         : quic_can_receive(&conn->spaces[quic_space_of_level(w->level)]->keys);
+        if (!ready && quic_is_open(conn) && !conn->spaces[quic_space_of_level(w->level)]->discarded) {
+            hs->pending[hs->pending_count++] = *w;
             continue;
         }
         struct quic_packet_info info = {now, &w->peer, &w->local, w->ecn, w->len};
@@ -415,7 +428,7 @@ void quic_conn_retry_pending(struct quic_conn *conn, uint64_t now) {
 static void restart_initial(struct quic_conn *conn, uint64_t now) {
     if (conn->early)
         quic_recovery_resend_space(conn, QUIC_SPACE_APP);
-    struct quic_space *space = &conn->spaces[QUIC_SPACE_INITIAL];
+    struct quic_space *space = conn->spaces[QUIC_SPACE_INITIAL];
     const struct quic_host *host = quic_host_of(conn);
     quic_recovery_remove_space(conn, QUIC_SPACE_INITIAL);
     quic_sent_free(&space->sent, host); /* Numbers go on: never used twice with one key. */
@@ -445,14 +458,15 @@ void quic_conn_retry_received(struct quic_conn *conn, uint64_t now, const struct
         return;
     }
     memcpy(token, h->token, h->token_len);
-    if (conn->token)
-        host->free(host->ctx, conn->token, conn->token_len);
-    conn->token = token;
-    conn->token_len = (uint32_t)h->token_len;
+    struct quic_handshake *hs = conn->handshake; /* Before any packet: there. */
+    if (hs->token)
+        host->free(host->ctx, hs->token, hs->token_len);
+    hs->token = token;
+    hs->token_len = (uint32_t)h->token_len;
     conn->retried = true;
-    conn->retry_scid.len = h->scid_len;
-    memcpy(conn->retry_scid.id, h->scid, h->scid_len);
-    quic_cids_set_peer(conn, &conn->retry_scid);
+    hs->retry_scid.len = h->scid_len;
+    memcpy(hs->retry_scid.id, h->scid, h->scid_len);
+    quic_cids_set_peer(conn, &hs->retry_scid);
     quic_count(conn, STOQ_COUNTER_RETRIES_RECEIVED, 1);
     restart_initial(conn, now);
 }

@@ -21,17 +21,19 @@
  * the datagram ends. */
 static bool begin(struct quic_packet_builder *b, struct quic_conn *conn, uint64_t now, enum quic_space_id id,
                   uint8_t path, uint8_t *start, uint8_t *limit) {
-    struct quic_space *space = &conn->spaces[id];
+    struct quic_space *space = conn->spaces[id];
     const struct quic_cid *dcid = &conn->peer_cids[conn->paths[path].peer_cid].cid;
-    size_t token_room = id == QUIC_SPACE_INITIAL ? conn->token_len + 8 : 0;
+    size_t token_room = id == QUIC_SPACE_INITIAL ? conn->handshake->token_len + 8 : 0;
     if ((size_t)(limit - start) <
         7 + 2 * QUIC_MAX_CID_BYTES + token_room + 8 + PACKET_MIN_PAYLOAD + CRYPTO_TAG_BYTES)
         return false;
-    if (!quic_sent_reserve(&space->sent, quic_host_of(conn), QUIC_PACKET_FRAMES + 4))
+    bool early = id == QUIC_SPACE_APP && !quic_can_send(&space->keys); /* 0-RTT; its keys never rest. */
+    if ((id == QUIC_SPACE_APP && !conn->awake && !early && !quic_conn_wake(conn)) ||
+        !quic_sent_reserve(&space->sent, quic_host_of(conn), QUIC_PACKET_FRAMES + 4))
         return false;
     *b = (struct quic_packet_builder){
         .conn = conn, .now = now, .id = id, .keys = &space->keys, .start = start, .pn = space->sent.next};
-    if (id == QUIC_SPACE_APP && !quic_can_send(&space->keys)) {
+    if (early) {
         b->early = true;
         b->keys = &conn->early->keys;
     }
@@ -49,10 +51,11 @@ static bool begin(struct quic_packet_builder *b, struct quic_conn *conn, uint64_
         p = quic_put_long_header(p, type, conn->version, dcid, &conn->initial_scid);
         start[0] |= (uint8_t)(pn_len - 1);
         if (id == QUIC_SPACE_INITIAL) {
-            p = quic_put_varint(p, conn->token_len);
-            if (conn->token_len)
-                memcpy(p, conn->token, conn->token_len);
-            p += conn->token_len;
+            const struct quic_handshake *hs = conn->handshake;
+            p = quic_put_varint(p, hs->token_len);
+            if (hs->token_len)
+                memcpy(p, hs->token, hs->token_len);
+            p += hs->token_len;
         }
         p += 2; /* Length: written by seal(). */
     }
@@ -66,7 +69,7 @@ static bool begin(struct quic_packet_builder *b, struct quic_conn *conn, uint64_
 
 /* Drop a packet that stayed empty: nothing was logged. */
 static void cancel(struct quic_packet_builder *b) {
-    b->conn->spaces[b->id].sent.frames_next = b->frames_mark;
+    b->conn->spaces[b->id]->sent.frames_next = b->frames_mark;
 }
 
 static void pad(struct quic_packet_builder *b, uint8_t *to) {
@@ -82,7 +85,7 @@ static void pad(struct quic_packet_builder *b, uint8_t *to) {
 /* Write the length, seal in place, account. Returns the packet's end; header protection is still to come. */
 static uint8_t *seal(struct quic_packet_builder *b, uint8_t path) {
     struct quic_conn *conn = b->conn;
-    struct quic_space *space = &conn->spaces[b->id];
+    struct quic_space *space = conn->spaces[b->id];
     struct quic_direction *d = &b->keys->send;
     size_t payload = (size_t)(b->p - b->payload), header = (size_t)(b->payload - b->start);
     size_t pn_len = header - b->pn_offset;
@@ -160,7 +163,7 @@ static bool send_close(struct quic_conn *conn, uint64_t now, struct quic_tx *tx)
     bool initial = false;
     conn->close_owed = false;
     for (int id = 0; id < QUIC_SPACE_COUNT; id++) {
-        struct quic_space *space = &conn->spaces[id];
+        struct quic_space *space = conn->spaces[id];
         if (space->discarded || !quic_can_send(&space->keys))
             continue;
         /* Once the handshake is confirmed the peer has 1-RTT keys for certain; before, RFC 9000
@@ -256,9 +259,9 @@ static bool congestion_allows(struct quic_conn *conn, uint64_t now, bool probing
 }
 
 static bool send_handshake(struct quic_conn *conn, uint64_t now, struct quic_tx *tx) {
-    if (conn->spaces[QUIC_SPACE_INITIAL].discarded && conn->spaces[QUIC_SPACE_HANDSHAKE].discarded)
+    if (conn->spaces[QUIC_SPACE_INITIAL]->discarded && conn->spaces[QUIC_SPACE_HANDSHAKE]->discarded)
         return false;
-    bool probing = conn->spaces[QUIC_SPACE_INITIAL].probes || conn->spaces[QUIC_SPACE_HANDSHAKE].probes;
+    bool probing = conn->spaces[QUIC_SPACE_INITIAL]->probes || conn->spaces[QUIC_SPACE_HANDSHAKE]->probes;
     bool only_ack = !congestion_allows(conn, now, probing);
     if (!handshake_pending(conn, now, only_ack))
         return false;

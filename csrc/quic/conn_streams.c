@@ -56,7 +56,7 @@ static struct quic_stream *stream_create(struct quic_conn *conn, uint64_t id) {
     if (!s)
         return NULL;
     bool uni = id & QUIC_STREAM_ID_UNI, local = is_local(conn, id);
-    const struct quic_params *peer = &conn->peer_params;
+    const struct quic_peer_params *peer = &conn->peer_params;
     s->id = id;
     if (!uni || local) {
         uint64_t max = uni     ? peer->initial_max_stream_data_uni
@@ -331,7 +331,7 @@ int quic_stream_on_max_data(struct quic_conn *conn, const struct quic_frame *f, 
 }
 
 void quic_streams_apply_peer_limits(struct quic_conn *conn) {
-    const struct quic_params *peer = &conn->peer_params;
+    const struct quic_peer_params *peer = &conn->peer_params;
     unsigned ours = conn->server ? QUIC_STREAM_ID_SERVER : 0;
     conn->kinds[ours].limit = quic_max(conn->kinds[ours].limit, peer->initial_max_streams_bidi);
     conn->kinds[ours | QUIC_STREAM_ID_UNI].limit =
@@ -371,7 +371,7 @@ void quic_conn_credit(struct quic_conn *conn, uint64_t now, uint64_t bytes) {
 }
 
 uint64_t quic_blocked_deadline(const struct quic_conn *conn) {
-    const struct quic_space *space = &conn->spaces[QUIC_SPACE_APP];
+    const struct quic_space *space = conn->spaces[QUIC_SPACE_APP];
     if (!conn->unsent || !conn->handshake_done || space->eliciting_in_flight)
         return QUIC_NEVER;
     /* Often enough to outlive the idle timeout with several tries, and a NAT that forgot us learns our

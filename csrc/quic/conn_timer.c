@@ -15,12 +15,13 @@ static uint64_t deadline(struct quic_conn *conn) {
         t = quic_min(t, conn->created_ns + conn->ep->config.handshake_timeout_ns);
     bool blocked = quic_path_blocked(conn); /* Then only the peer's next bytes let an ACK go. */
     for (int i = 0; i < QUIC_SPACE_COUNT && !blocked; i++)
-        t = quic_min(t, conn->spaces[i].ack_deadline_ns);
+        t = quic_min(t, conn->spaces[i]->ack_deadline_ns);
     /* Pacing counts only while something waits for it. */
     if (conn->recovery.pace_next_ns != QUIC_NEVER)
         t = quic_min(t, conn->recovery.pace_next_ns);
     if (conn->previous_keys_until_ns)
         t = quic_min(t, conn->previous_keys_until_ns);
+    t = quic_min(t, quic_rest_deadline(conn));
     t = quic_min(t, quic_blocked_deadline(conn));
     return quic_min(t, quic_path_deadline(conn));
 }
@@ -61,6 +62,7 @@ void quic_conn_on_timer(struct quic_conn *conn, uint64_t now) {
     quic_recovery_on_timer(conn, now);
     quic_path_on_timer(conn, now);
     quic_blocked_on_timer(conn, now);
+    quic_rest_on_timer(conn, now);
     quic_schedule_send(
         conn); /* ACKs, probes and paced data are due; the timer is set anew when there is no more to send. */
 }

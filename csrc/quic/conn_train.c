@@ -85,7 +85,8 @@ uint32_t quic_train_stream(struct quic_conn *conn, uint64_t now, struct quic_tra
     if (t->size < overhead + 64 || plain < t->size)
         return 0;
     uint32_t max = (uint32_t)quic_min(t->max - t->n, t->room / t->size);
-    if (!quic_sent_reserve_many(&space->sent, quic_host_of(conn), max))
+    if ((!conn->awake && !quic_conn_wake(conn)) ||
+        !quic_sent_reserve_many(&space->sent, quic_host_of(conn), max))
         return 0;
 
     uint8_t head[1 + QUIC_MAX_CID_BYTES + 4];

@@ -5,7 +5,7 @@
 #define VARINT2_MAX 16383u /* What a length of two bytes can say; datagrams may be longer. */
 
 static struct quic_sent *sent_of(struct quic_packet_builder *b) {
-    return &b->conn->spaces[b->id].sent;
+    return &b->conn->spaces[b->id]->sent;
 }
 
 static bool full(struct quic_packet_builder *b) {
@@ -23,7 +23,7 @@ static struct quic_sent_frame *commit(struct quic_packet_builder *b, uint8_t *p,
 
 static void write_ack(struct quic_packet_builder *b) {
     struct quic_conn *conn = b->conn;
-    struct quic_space *space = &conn->spaces[b->id];
+    struct quic_space *space = conn->spaces[b->id];
     uint8_t exponent = b->id == QUIC_SPACE_APP ? QUIC_MAX_ACK_DELAY_EXPONENT : 0;
     uint8_t *p = quic_space_put_ack(space, b->now, exponent, true, b->p, b->end);
     struct quic_sent_frame *f = commit(b, p, QUIC_FRAME_ACK);
@@ -34,7 +34,7 @@ static void write_ack(struct quic_packet_builder *b) {
 }
 
 static void write_crypto(struct quic_packet_builder *b) {
-    struct quic_crypto *c = &b->conn->spaces[b->id].crypto;
+    struct quic_crypto *c = &b->conn->spaces[b->id]->crypto;
     while (quic_crypto_pending(c) && !full(b)) {
         size_t room = (size_t)(b->end - b->p);
         if (room < 32) /* A crumb costs as much as it carries. */
@@ -321,7 +321,7 @@ static void write_streams(struct quic_packet_builder *b) {
 
 void quic_write_frames(struct quic_packet_builder *b, bool only_ack) {
     struct quic_conn *conn = b->conn;
-    struct quic_space *space = &conn->spaces[b->id];
+    struct quic_space *space = conn->spaces[b->id];
     if (space->ack_now || space->ack_deadline_ns <= b->now ||
         (!only_ack && space->ack_deadline_ns != QUIC_NEVER))
         write_ack(b);
@@ -368,7 +368,7 @@ static bool streams_pending(const struct quic_conn *conn) {
 }
 
 bool quic_write_pending(struct quic_conn *conn, uint64_t now, enum quic_space_id id, bool only_ack) {
-    const struct quic_space *space = &conn->spaces[id];
+    const struct quic_space *space = conn->spaces[id];
     if (space->discarded ||
         (!quic_can_send(&space->keys) && (id != QUIC_SPACE_APP || !quic_early_can_send(conn))))
         return false;

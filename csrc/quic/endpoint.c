@@ -82,6 +82,7 @@ struct quic_endpoint *quic_endpoint_create(const struct quic_config *config, con
     defaults(&ep->config);
     host->random(host->ctx, ep->sip_key, sizeof ep->sip_key);
     ep->stateless_tokens = STATELESS_PER_S;
+    ep->awake_limit = QUIC_AWAKE;
     ep->slot_count = FIRST_SLOTS;
     ep->slots = host->alloc(host->ctx, FIRST_SLOTS * sizeof(*ep->slots));
     ep->stateless = host->alloc(host->ctx, STATELESS_SLOTS * sizeof *ep->stateless);
@@ -362,23 +363,24 @@ static struct quic_conn *accept_connection(struct quic_endpoint *ep, const struc
     struct quic_cid client = {.len = h->scid_len}, dcid = {.len = h->dcid_len};
     memcpy(client.id, h->scid, h->scid_len);
     memcpy(dcid.id, h->dcid, h->dcid_len);
-    conn->peer_scid = client;
+    struct quic_handshake *hs = conn->handshake;
+    hs->peer_scid = client;
     conn->peer_scid_set = true;
     quic_cids_set_peer(conn, &client);
-    conn->original_dcid = dcid;
+    hs->original_dcid = dcid;
     if (token) {
         conn->paths[0].validated = true;
         if (token->kind == QUIC_TOKEN_RETRY) {
             conn->retried = true;
-            conn->original_dcid = token->original_dcid;
-            conn->retry_scid = token->retry_scid;
+            hs->original_dcid = token->original_dcid;
+            hs->retry_scid = token->retry_scid;
         }
     }
     conn->odcid_key = odcid_key(ep, dcid.id, dcid.len, info->peer);
     bool ok = quic_endpoint_adopt(ep, conn);
     if (ok)
         ep->handshaking++;
-    ok = ok && quic_keys_install_initial(&conn->spaces[QUIC_SPACE_INITIAL].keys, true, &dcid);
+    ok = ok && quic_keys_install_initial(&conn->spaces[QUIC_SPACE_INITIAL]->keys, true, &dcid);
     if (ok)
         ok = conn->odcid_mapped = quic_map_put(&ep->odcids, &ep->host, conn->odcid_key, conn);
     if (!ok) {
@@ -627,6 +629,8 @@ bool quic_endpoint_transmit(struct quic_endpoint *ep, uint64_t now, struct quic_
         }
         if (conn->in_send_list)
             continue; /* Building ended the connection or queued more: it has its turn again. */
+        if (conn->handshake && conn->confirmed)
+            quic_handshake_release(conn);
         quic_conn_update_timer(conn);
         quic_conn_maybe_free(conn);
     }

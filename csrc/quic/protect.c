@@ -7,7 +7,7 @@
 static const uint8_t initial_salt_v1[20] = {0x38, 0x76, 0x2c, 0xf7, 0xf5, 0x59, 0x34, 0xb3, 0x4d, 0x17,
                                             0x9a, 0xe6, 0xa4, 0xc8, 0x0c, 0xad, 0xcc, 0xbb, 0x7f, 0x0a};
 
-static void clear_key(struct quic_keys *keys, struct quic_key *key) {
+static void rest_key(struct quic_keys *keys, struct quic_key *key) {
     if (!key->aead)
         return;
     keys->crypto->aead_clear(key->aead);
@@ -15,54 +15,78 @@ static void clear_key(struct quic_keys *keys, struct quic_key *key) {
     key->aead = NULL;
 }
 
+static void clear_key(struct quic_keys *keys, struct quic_key *key) {
+    rest_key(keys, key);
+    crypto_wipe(key->raw, sizeof key->raw);
+    key->there = false;
+}
+
+static bool wake_key(struct quic_keys *keys, struct quic_key *key) {
+    if (key->aead || !key->there)
+        return true;
+    key->aead = keys->host->alloc(keys->host->ctx, keys->crypto->aead_bytes);
+    if (key->aead && !keys->crypto->aead_init(key->aead, keys->aead, key->raw))
+        rest_key(keys, key);
+    return key->aead != NULL;
+}
+
 static bool derive_key(struct quic_keys *keys, struct quic_key *key, const uint8_t *secret) {
     enum crypto_hash hash = crypto_aead_hash(keys->aead);
     size_t secret_len = crypto_hash_bytes(hash);
-    uint8_t material[CRYPTO_MAX_KEY_BYTES];
 
     clear_key(keys, key);
-    key->aead = keys->host->alloc(keys->host->ctx, keys->crypto->aead_bytes);
-    if (!key->aead)
-        return false;
-    bool ok = crypto_hkdf_expand_label(hash, secret, secret_len, "quic key", material,
-                                       crypto_key_bytes(keys->aead)) &&
-              crypto_hkdf_expand_label(hash, secret, secret_len, "quic iv", key->iv, sizeof key->iv) &&
-              keys->crypto->aead_init(key->aead, keys->aead, material);
-    crypto_wipe(material, sizeof material);
-    if (!ok)
-        clear_key(keys, key);
-    return ok;
+    key->there = crypto_hkdf_expand_label(hash, secret, secret_len, "quic key", key->raw,
+                                          crypto_key_bytes(keys->aead)) &&
+                 crypto_hkdf_expand_label(hash, secret, secret_len, "quic iv", key->iv, sizeof key->iv);
+    if (key->there && wake_key(keys, key))
+        return true;
+    clear_key(keys, key);
+    return false;
 }
 
-static bool derive_hp(struct quic_keys *keys, struct quic_direction *d) {
-    enum crypto_hash hash = crypto_aead_hash(keys->aead);
-    uint8_t material[CRYPTO_MAX_KEY_BYTES];
-
-    d->hp = keys->host->alloc(keys->host->ctx, keys->crypto->hp_bytes);
+static void rest_hp(struct quic_keys *keys, struct quic_direction *d) {
     if (!d->hp)
-        return false;
-    bool ok = crypto_hkdf_expand_label(hash, d->secret, crypto_hash_bytes(hash), "quic hp", material,
-                                       crypto_key_bytes(keys->aead)) &&
-              keys->crypto->hp_init(d->hp, keys->aead, material);
-    crypto_wipe(material, sizeof material);
-    if (!ok) {
-        keys->host->free(keys->host->ctx, d->hp, keys->crypto->hp_bytes);
-        d->hp = NULL;
-    }
-    return ok;
+        return;
+    keys->crypto->hp_clear(d->hp);
+    keys->host->free(keys->host->ctx, d->hp, keys->crypto->hp_bytes);
+    d->hp = NULL;
+}
+
+static bool wake_hp(struct quic_keys *keys, struct quic_direction *d) {
+    if (d->hp || !d->key.there)
+        return true;
+    d->hp = keys->host->alloc(keys->host->ctx, keys->crypto->hp_bytes);
+    if (d->hp && !keys->crypto->hp_init(d->hp, keys->aead, d->hp_raw))
+        rest_hp(keys, d);
+    return d->hp != NULL;
 }
 
 static void clear_direction(struct quic_keys *keys, struct quic_direction *d) {
     clear_key(keys, &d->key);
-    clear_key(keys, &d->next);
-    clear_key(keys, &d->previous);
-    if (d->hp) {
-        keys->crypto->hp_clear(d->hp);
-        keys->host->free(keys->host->ctx, d->hp, keys->crypto->hp_bytes);
-        d->hp = NULL;
+    if (d == &keys->recv) {
+        clear_key(keys, &keys->next);
+        clear_key(keys, &keys->previous);
     }
+    rest_hp(keys, d);
+    crypto_wipe(d->hp_raw, sizeof d->hp_raw);
     crypto_wipe(d->secret, sizeof d->secret);
     d->sealed = 0;
+}
+
+void quic_keys_rest(struct quic_keys *keys) {
+    rest_key(keys, &keys->send.key);
+    rest_key(keys, &keys->recv.key);
+    rest_key(keys, &keys->next);
+    rest_key(keys, &keys->previous);
+    rest_hp(keys, &keys->send);
+    rest_hp(keys, &keys->recv);
+}
+
+/* Header protection comes last: where that is awake, all is. */
+bool quic_keys_wake(struct quic_keys *keys) {
+    return wake_key(keys, &keys->send.key) && wake_key(keys, &keys->recv.key) &&
+           wake_key(keys, &keys->next) && wake_key(keys, &keys->previous) && wake_hp(keys, &keys->send) &&
+           wake_hp(keys, &keys->recv);
 }
 
 bool quic_keys_install(struct quic_keys *keys, bool send, enum crypto_aead aead, const uint8_t *secret,
@@ -73,7 +97,9 @@ bool quic_keys_install(struct quic_keys *keys, bool send, enum crypto_aead aead,
     clear_direction(keys, d);
     keys->aead = aead;
     memcpy(d->secret, secret, len);
-    if (derive_hp(keys, d) && derive_key(keys, &d->key, secret))
+    enum crypto_hash hash = crypto_aead_hash(aead);
+    if (crypto_hkdf_expand_label(hash, secret, len, "quic hp", d->hp_raw, crypto_key_bytes(aead)) &&
+        derive_key(keys, &d->key, secret) && wake_hp(keys, d))
         return true;
     clear_direction(keys, d);
     return false;
@@ -112,15 +138,15 @@ static bool advance_secret(const struct quic_keys *keys, struct quic_direction *
 
 bool quic_keys_prepare_next(struct quic_keys *keys) {
     struct quic_direction *d = &keys->recv;
-    return advance_secret(keys, d) && derive_key(keys, &d->next, d->secret);
+    return advance_secret(keys, d) && derive_key(keys, &keys->next, d->secret);
 }
 
 bool quic_keys_rotate_receive(struct quic_keys *keys) {
     struct quic_direction *d = &keys->recv;
-    clear_key(keys, &d->previous);
-    d->previous = d->key;
-    d->key = d->next;
-    d->next.aead = NULL;
+    clear_key(keys, &keys->previous);
+    keys->previous = d->key;
+    d->key = keys->next;
+    keys->next = (struct quic_key){0};
     return quic_keys_prepare_next(keys);
 }
 
@@ -136,7 +162,7 @@ bool quic_keys_rotate_send(struct quic_keys *keys) {
 }
 
 void quic_keys_drop_previous(struct quic_keys *keys) {
-    clear_key(keys, &keys->recv.previous);
+    clear_key(keys, &keys->previous);
 }
 
 unsigned quic_unmask_header(uint8_t *packet, size_t pn_offset, const uint8_t mask[CRYPTO_MASK_BYTES],

@@ -90,7 +90,7 @@ bool quic_conn_check(const struct quic_conn *conn, char *why, size_t cap) {
     struct check c = {why, cap, true};
     uint64_t in_flight = 0, sent = 0, received = 0, streams = 0, unsent = 0;
     for (int i = 0; i < QUIC_SPACE_COUNT; i++)
-        in_flight += check_space(&c, &conn->spaces[i]);
+        in_flight += check_space(&c, conn->spaces[i]);
     if (conn->state <= QUIC_CONN_CONNECTED)
         expect(&c, in_flight == conn->recovery.bytes_in_flight, "bytes in flight", in_flight,
                conn->recovery.bytes_in_flight);
@@ -113,6 +113,9 @@ bool quic_conn_check(const struct quic_conn *conn, char *why, size_t cap) {
            conn->recv_total);
     expect(&c, conn->recovery.cc.window >= 2 * (uint64_t)QUIC_MIN_INITIAL_BYTES,
            "congestion window below two packets", conn->recovery.cc.window, conn->recovery.cc.mss);
-    expect(&c, conn->pending_count <= QUIC_PENDING_PACKETS, "pending packets", conn->pending_count, 0);
+    const struct quic_handshake *hs = conn->handshake;
+    expect(&c, !hs || hs->pending_count <= QUIC_PENDING_PACKETS, "pending packets",
+           hs ? hs->pending_count : 0, 0);
+    expect(&c, hs || conn->confirmed, "handshake given back before its end", conn->state, 0);
     return c.ok;
 }

@@ -75,7 +75,7 @@ static void tell_lost(struct quic_conn *conn, uint64_t now, const struct quic_se
 
 /* RFC 9002 section 6.1 and Appendix A.10, with persistent congestion (section 7.6) found on the same walk. */
 void quic_recovery_detect_loss(struct quic_conn *conn, uint64_t now, enum quic_space_id id) {
-    struct quic_space *space = &conn->spaces[id];
+    struct quic_space *space = conn->spaces[id];
     struct quic_sent *sent = &space->sent;
     struct quic_recovery *r = &conn->recovery;
     space->loss_time_ns = QUIC_NEVER;
@@ -153,7 +153,7 @@ static uint64_t pto_deadline(const struct quic_conn *conn, enum quic_space_id *w
     uint64_t best = QUIC_NEVER;
     bool any = false;
     for (int i = 0; i < QUIC_SPACE_COUNT; i++) {
-        const struct quic_space *space = &conn->spaces[i];
+        const struct quic_space *space = conn->spaces[i];
         if (space->discarded || !space->eliciting_in_flight)
             continue;
         if (i == QUIC_SPACE_APP && !conn->handshake_done)
@@ -167,11 +167,11 @@ static uint64_t pto_deadline(const struct quic_conn *conn, enum quic_space_id *w
     }
     /* Section 6.2.2.1: a client whose address may not be validated yet must not let the server stall at its
      * limit. */
-    if (!any && !conn->server && !conn->confirmed && !conn->spaces[QUIC_SPACE_HANDSHAKE].discarded) {
-        const struct quic_space *handshake = &conn->spaces[QUIC_SPACE_HANDSHAKE];
+    if (!any && !conn->server && !conn->confirmed && !conn->spaces[QUIC_SPACE_HANDSHAKE]->discarded) {
+        const struct quic_space *handshake = conn->spaces[QUIC_SPACE_HANDSHAKE];
         if (handshake->largest_acked == QUIC_NO_PN) {
             *which = quic_can_send(&handshake->keys) ? QUIC_SPACE_HANDSHAKE : QUIC_SPACE_INITIAL;
-            uint64_t from = quic_max(conn->spaces[*which].last_eliciting_ns, conn->last_received_ns);
+            uint64_t from = quic_max(conn->spaces[*which]->last_eliciting_ns, conn->last_received_ns);
             return from + (quic_recovery_pto(conn, *which) << shift);
         }
     }
@@ -182,8 +182,8 @@ uint64_t quic_recovery_deadline(const struct quic_conn *conn, enum quic_space_id
     uint64_t earliest = QUIC_NEVER;
     *is_loss = false;
     for (int i = 0; i < QUIC_SPACE_COUNT; i++) {
-        if (conn->spaces[i].loss_time_ns < earliest) {
-            earliest = conn->spaces[i].loss_time_ns;
+        if (conn->spaces[i]->loss_time_ns < earliest) {
+            earliest = conn->spaces[i]->loss_time_ns;
             *which = i;
             *is_loss = true;
         }
@@ -198,7 +198,7 @@ uint64_t quic_recovery_deadline(const struct quic_conn *conn, enum quic_space_id
 
 /* What a probe should carry: the oldest unacknowledged data of the space, while it stays in flight. */
 static void queue_probe_data(struct quic_conn *conn, enum quic_space_id id) {
-    struct quic_space *space = &conn->spaces[id];
+    struct quic_space *space = conn->spaces[id];
     unsigned packets =
         id == QUIC_SPACE_APP ? 2 : QUIC_SENT_MIN; /* Of a handshake flight everything, of data two packets. */
     for (uint64_t pn = space->sent.base; pn < space->sent.next && packets; pn++) {
@@ -220,7 +220,7 @@ void quic_recovery_on_timer(struct quic_conn *conn, uint64_t now) {
         quic_recovery_detect_loss(conn, now, id);
         return;
     }
-    struct quic_space *space = &conn->spaces[id];
+    struct quic_space *space = conn->spaces[id];
     conn->recovery.pto_count++;
     if (conn->recovery.ecn == QUIC_ECN_TESTING && conn->recovery.pto_count >= ECN_TESTING_PTOS)
         conn->recovery.ecn = QUIC_ECN_FAILED; /* Nothing marked ever came through: go on without. */
@@ -231,7 +231,7 @@ void quic_recovery_on_timer(struct quic_conn *conn, uint64_t now) {
     /* Section 6.2.4: with data in flight at other levels, probe there too: theirs may be the keys the peer
      * still has. */
     for (int other = 0; other < QUIC_SPACE_COUNT; other++) {
-        struct quic_space *o = &conn->spaces[other];
+        struct quic_space *o = conn->spaces[other];
         bool useful = other == QUIC_SPACE_APP ? conn->handshake_done && quic_can_send(&o->keys)
                                               : o->eliciting_in_flight > 0 || quic_crypto_pending(&o->crypto);
         if (other == (int)id || !useful)
@@ -242,8 +242,8 @@ void quic_recovery_on_timer(struct quic_conn *conn, uint64_t now) {
 }
 
 static void eliciting_sent(struct quic_conn *conn, uint64_t now, enum quic_space_id id, uint32_t packets) {
-    conn->spaces[id].last_eliciting_ns = now;
-    conn->spaces[id].eliciting_in_flight += packets;
+    conn->spaces[id]->last_eliciting_ns = now;
+    conn->spaces[id]->eliciting_in_flight += packets;
     if (conn->eliciting_since_receive)
         return;
     /* RFC 9000 section 10.1: the idle timer restarts with the first such packet after one was received. */
@@ -256,7 +256,7 @@ static void eliciting_sent(struct quic_conn *conn, uint64_t now, enum quic_space
 static void rate_sent(struct quic_conn *conn, uint64_t now, enum quic_space_id id, uint64_t pn,
                       uint32_t count) {
     struct quic_cc *cc = &conn->recovery.cc;
-    const struct quic_sent *sent = &conn->spaces[id].sent;
+    const struct quic_sent *sent = &conn->spaces[id]->sent;
     uint64_t in_flight = conn->recovery.bytes_in_flight;
     for (; count > 0; count--, pn++) {
         uint16_t bytes = quic_sent_at(sent, pn)->bytes;
@@ -275,7 +275,7 @@ void quic_recovery_drained(struct quic_conn *conn, uint64_t now) {
 
 void quic_recovery_sent(struct quic_conn *conn, uint64_t now, enum quic_space_id id,
                         struct quic_sent_packet *p) {
-    struct quic_space *space = &conn->spaces[id];
+    struct quic_space *space = conn->spaces[id];
     struct quic_recovery *r = &conn->recovery;
     if (p->flags & QUIC_SENT_ELICITING) {
         eliciting_sent(conn, now, id, 1);
@@ -306,7 +306,7 @@ void quic_recovery_sent_many(struct quic_conn *conn, uint64_t now, uint32_t pack
 }
 
 void quic_recovery_remove_space(struct quic_conn *conn, enum quic_space_id id) {
-    struct quic_space *space = &conn->spaces[id];
+    struct quic_space *space = conn->spaces[id];
     for (uint64_t pn = space->sent.base; pn < space->sent.next; pn++) {
         struct quic_sent_packet *p = quic_sent_at(&space->sent, pn);
         if (p->state == QUIC_SENT_OUT)
@@ -317,7 +317,7 @@ void quic_recovery_remove_space(struct quic_conn *conn, enum quic_space_id id) {
 }
 
 void quic_recovery_resend_space(struct quic_conn *conn, enum quic_space_id id) {
-    struct quic_space *space = &conn->spaces[id];
+    struct quic_space *space = conn->spaces[id];
     for (uint64_t pn = space->sent.base; pn < space->sent.next; pn++) {
         struct quic_sent_packet *p = quic_sent_at(&space->sent, pn);
         if (p->state != QUIC_SENT_OUT)

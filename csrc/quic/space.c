@@ -5,6 +5,15 @@
 
 #include "quic.h"
 
+const struct quic_space quic_space_gone = {
+    .largest_received = QUIC_NO_PN,
+    .largest_told = QUIC_NO_PN,
+    .ack_deadline_ns = QUIC_NEVER,
+    .largest_acked = QUIC_NO_PN,
+    .loss_time_ns = QUIC_NEVER,
+    .discarded = true,
+};
+
 void quic_space_init(struct quic_space *space, const struct crypto_provider *crypto,
                      const struct quic_host *host) {
     quic_ranges_init(&space->received, QUIC_RECEIVED_RANGES);
@@ -229,6 +238,14 @@ void quic_crypto_restart(struct quic_crypto *c, const struct quic_host *host) {
     quic_ranges_clear(&c->acked, host);
     quic_ranges_clear(&c->lost, host);
     c->send_next = 0;
+}
+
+/* Offsets go on where they were; the bytes before them are never asked for again. */
+void quic_crypto_rest(struct quic_crypto *c, const struct quic_host *host) {
+    if (!quic_crypto_pending(c))
+        free_bytes(host, &c->send, &c->send_cap);
+    if (!c->received.count)
+        free_bytes(host, &c->recv, &c->recv_cap);
 }
 
 int quic_crypto_receive(struct quic_crypto *c, const struct quic_host *host, uint64_t offset,

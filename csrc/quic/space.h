@@ -71,6 +71,10 @@ struct quic_space {
     bool discarded;
 };
 
+/* Stands for every space that was discarded and given back: nothing received, nothing owed, no keys. Never
+ * written. */
+extern const struct quic_space quic_space_gone;
+
 void quic_space_init(struct quic_space *space, const struct crypto_provider *crypto,
                      const struct quic_host *host);
 /* Keys, buffers and rings given back; what was in flight has been taken off by the caller. */
@@ -108,6 +112,8 @@ void quic_crypto_acked(struct quic_crypto *c, const struct quic_host *host, uint
 void quic_crypto_lost(struct quic_crypto *c, const struct quic_host *host, uint64_t offset, uint32_t len);
 /* Send everything again from the start (Retry, version negotiation). */
 void quic_crypto_restart(struct quic_crypto *c, const struct quic_host *host);
+/* Give back buffers whose bytes are all acknowledged (nothing is in flight) or all read. */
+void quic_crypto_rest(struct quic_crypto *c, const struct quic_host *host);
 /* CRYPTO receiving: 0 or a transport error. */
 int quic_crypto_receive(struct quic_crypto *c, const struct quic_host *host, uint64_t offset,
                         const uint8_t *data, size_t len);

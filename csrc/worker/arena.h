@@ -1,6 +1,6 @@
 /* A worker's private memory: one mapping made at start, cut into size classes.
  *
- *      ┌ classes: 64, 128, 192, 256, 384, 512, 768, 1024, 1536 … 48 MiB, 64 MiB ─────────────┐
+ *      ┌ classes: 64, 128, 192, 256, 320, 384, 448, 512, 640 … 56 MiB, 64 MiB ───────────────┐
  *      │  free[class] ─▶ block ─▶ block ─▶ …        LIFO: the block freed last is still cached │
  *      └─────────────────────────────────────────────────────────────────────────────────────┘
  *      mapping: [ handed out once or more ......... | fresh: never touched, zero already ]
@@ -25,7 +25,7 @@
 #include <stdint.h>
 
 #define ARENA_ALIGN   64u /* A cache line, as struct quic_host promises. */
-#define ARENA_CLASSES 40u /* 64 .. 64 MiB, two steps a doubling. */
+#define ARENA_CLASSES 76u /* 64 .. 64 MiB, four steps a doubling. */
 /* Largest block: a connection id map of 2^21 entries and twice as many slots. */
 #define ARENA_MAX_BYTES (64u << 20)
 

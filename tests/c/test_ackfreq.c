@@ -117,7 +117,7 @@ static void requests_are_checked(void) {
     const char *why = NULL;
     begin(&s, false);
     const struct quic_ack_policy *policy = &s.conn->ack_policy;
-    CHECK_EQ(s.conn->local_params.min_ack_delay_us, 1000);
+    CHECK_EQ(s.conn->min_ack_delay_us, 1000);
     CHECK(policy->threshold == 1 && policy->reorder == 1 && policy->max_delay_ns == 25 * QUIC_MS);
     CHECK_EQ(believe(&s, 4, 10, 1000, &why), 0);
     CHECK(policy->threshold == 10 && policy->reorder == 3 && policy->max_delay_ns == QUIC_MS);
@@ -138,7 +138,7 @@ static void not_offered_is_unknown(void) {
     struct scene s;
     const char *why = NULL;
     begin(&s, true);
-    CHECK(s.conn->local_params.min_ack_delay_us == QUIC_NO_MIN_ACK_DELAY);
+    CHECK(s.conn->min_ack_delay_us == QUIC_NO_MIN_ACK_DELAY);
     CHECK_EQ(believe(&s, 0, 1, 25000, &why), QUIC_FRAME_ENCODING_ERROR);
     CHECK_EQ(quic_ack_frequency_on_immediate(s.conn, &why), QUIC_FRAME_ENCODING_ERROR);
     CHECK(why && !quic_app(s.conn)->ack_now);

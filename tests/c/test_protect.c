@@ -158,10 +158,10 @@ static void key_update_run(struct provider_run *run) {
             CHECK(quic_keys_rotate_receive(&receiver));
             memcpy(copy, packet, sizeof copy);
             CHECK_EQ(unprotect(&receiver, copy, 4 + 32 + 16, 0, QUIC_NO_PN, &pn, &at), 32);
-            CHECK(receiver.recv.previous.aead != NULL);
+            CHECK(receiver.previous.aead != NULL);
         }
         quic_keys_drop_previous(&receiver);
-        CHECK(receiver.recv.previous.aead == NULL);
+        CHECK(receiver.previous.aead == NULL);
         quic_keys_discard(&sender);
         quic_keys_discard(&receiver);
     }

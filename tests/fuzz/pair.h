@@ -197,7 +197,7 @@ static struct pair *pair_create(bool retry, uint32_t version) {
                           &pair->addr[PAIR_CLIENT], version, NULL, 0);
     EXPECT(client != NULL);
     pair->party[PAIR_CLIENT].handle = quic_conn_handle(client);
-    pair->original_dcid = client->original_dcid;
+    pair->original_dcid = client->handshake->original_dcid;
     for (unsigned side = 0; side < 2; side++)
         EXPECT(quic_keys_install_initial(&pair->party[side].keys[QUIC_SPACE_INITIAL], side == PAIR_SERVER,
                                          &pair->original_dcid));
@@ -383,11 +383,12 @@ static void pair_advance(struct pair *pair) {
 /* After a Retry the Initial keys are those of the id it chose. */
 static void follow_retry(struct pair *pair) {
     const struct quic_conn *client = pair_conn(pair, PAIR_CLIENT);
-    if (client == NULL || !client->retried || quic_cid_equal(&client->retry_scid, &pair->original_dcid))
+    if (client == NULL || !client->handshake || !client->retried ||
+        quic_cid_equal(&client->handshake->retry_scid, &pair->original_dcid))
         return;
     size_t left = pair->allocations_left;
     pair->allocations_left = SIZE_MAX; /* Our keys are not of the memory that is short. */
-    pair->original_dcid = client->retry_scid;
+    pair->original_dcid = client->handshake->retry_scid;
     for (unsigned side = 0; side < 2; side++) {
         struct quic_keys *keys = &pair->party[side].keys[QUIC_SPACE_INITIAL];
         quic_keys_discard(keys);
@@ -409,8 +410,8 @@ static size_t pair_seal(struct pair *pair, unsigned from, enum quic_space_id id,
     const struct quic_local_cid *local = victim != NULL ? quic_local_cid_first(victim) : NULL;
     if (local != NULL)
         dcid = local->cid;
-    if (victim != NULL && victim->peer_scid_set)
-        scid = victim->peer_scid; /* What the victim knows the sender by. */
+    if (victim != NULL && victim->handshake != NULL && victim->peer_scid_set)
+        scid = victim->handshake->peer_scid; /* What the victim knows the sender by. */
     else if (self != NULL)
         scid = self->initial_scid;
     uint64_t pn = party->next_pn[id]++;

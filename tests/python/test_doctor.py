@@ -129,7 +129,7 @@ def test_what_could_be_better_is_said_with_the_command(machine: Machine) -> None
     assert "unprivileged_bpf_disabled=2" in verdict(host.Bpf(), machine.system())[1]
     machine.write("proc/meminfo", "HugePages_Total:  100\nHugePages_Free:  40\nHugepagesize:  2048 kB\n")
     # What others use of the 100 stays theirs.
-    assert "vm.nr_hugepages=360" in verdict(host.HugePages(), machine.system())[1]
+    assert "vm.nr_hugepages=488" in verdict(host.HugePages(), machine.system())[1]
     machine.write("sys/devices/system/cpu/isolated", "")
     assert "isolcpus" in verdict(host.Cores(), machine.system())[1]
     assert "two cores" in verdict(host.Cores(), machine.system(cpus=frozenset({1})))[1]
