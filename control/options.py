@@ -56,6 +56,7 @@ class NodeOptions:
     first_queue: int = 0
     busy_budget: int = 0
     idle_timeout: float = 0.0
+    resumption: bool = False
     max_datagram: int = 0
     retry: bool = False
     profile: str = Profile.NORMAL.value
@@ -80,6 +81,7 @@ class NodeOptions:
                 profile=Profile(self.profile),
                 ciphers=(self.cipher,) if self.cipher else tuple(CIPHERS),
                 insecure=self.insecure,
+                resumption=self.resumption,
                 key_log=self.key_log.add if self.key_log else None,
             )
         )
@@ -209,6 +211,11 @@ _NODE = [
         type=click.IntRange(0, 4096),
         default=0,
         help="afxdp: packets a busy-poll call may handle; 0: no preferred busy polling.",
+    ),
+    click.option(
+        "--resumption",
+        is_flag=True,
+        help="Issue session tickets and resume sessions: no certificates are exchanged again for an hour.",
     ),
     click.option(
         "--idle-timeout", type=click.FloatRange(0), default=0.0, help="Seconds; 0: the engine's default, 30."

@@ -112,7 +112,10 @@
     X(DATAGRAMS_PASSED, datagrams_passed, "datagrams passed to the worker whose connection id they carry")   \
     X(LOOPS, loops, "turns of the worker's loop")                                                            \
     X(SLEEPS, sleeps, "times the worker slept")                                                              \
-    X(ACK_FREQUENCY_SENT, ack_frequency_sent, "ACK_FREQUENCY frames sent")
+    X(ACK_FREQUENCY_SENT, ack_frequency_sent, "ACK_FREQUENCY frames sent")                                   \
+    X(ZERO_RTT_SENT, zero_rtt_sent, "0-RTT packets sealed")                                                  \
+    X(ZERO_RTT_RECEIVED, zero_rtt_received, "0-RTT packets received with early keys there")                  \
+    X(ZERO_RTT_REFUSED, zero_rtt_refused, "connections of ours whose 0-RTT the server refused")
 
 /* What the XDP guard did with a frame, and why. Every frame that reaches the program counts exactly one of
  * these. The second field is the number; names begin with what happens: PASS to the kernel untouched, DROP,
@@ -165,7 +168,9 @@
     X(REBIND, 18, "client only: continue from another local port (tests of migration)")                      \
     X(ROUTE, 19, "AF_XDP: a route of the kernel's table; struct stoq_way from `conn` on")                    \
     X(NEIGHBOUR, 20, "AF_XDP: a neighbour of the kernel's table; struct stoq_way from `conn` on")            \
-    X(PING, 21, "send a PING frame: the peer has to acknowledge it (RFC 9000 section 19.2)")
+    X(PING, 21, "send a PING frame: the peer has to acknowledge it (RFC 9000 section 19.2)")                 \
+    X(EARLY_PARAMS, 22, "client: the server's transport parameters of an earlier session, for 0-RTT")        \
+    X(EARLY_ANSWER, 23, "client: code 1, the server accepted 0-RTT; 0: it refused")
 
 /* Worker to control plane. */
 #define STOQ_EVENTS(X)                                                                                       \

@@ -59,6 +59,9 @@ class Connection:
         self.key_updates = 0
         self.datagrams_dropped = 0
         self.connected = False
+        # 0-RTT: None: none was offered or taken (yet); a client's: did the server take it?
+        self.early: bool | None = None
+        self.early_offered = False  # Client: streams may be opened before the handshake's end.
         self.error: ConnectionClosed | None = None  # Set when the connection is over.
         self.handshake: Handshake | None = None
         self._datapath = datapath
@@ -118,6 +121,21 @@ class Connection:
     def peer_params(self, data: bytes) -> None:
         """See HandshakeSink."""
         self.port.put_bytes(Command.PEER_PARAMS, data, self.handle)
+
+    def early_params(self, data: bytes) -> None:
+        """See EarlySink."""
+        self.early_offered = True
+        self.port.put_bytes(Command.EARLY_PARAMS, data, self.handle)
+
+    def early_answer(self, accepted: bool) -> None:
+        """See EarlySink."""
+        self.early = accepted
+        self.port.put(Command.EARLY_ANSWER, self.handle, code=int(accepted))
+
+    def early_accepted(self, alpn: str, identity: PeerIdentity | None) -> None:
+        """See EarlySink."""
+        self.alpn, self.identity, self.early = alpn, identity, True
+        self._datapath.on_early(self)
 
     def complete(self, alpn: str, identity: PeerIdentity | None) -> None:
         """See HandshakeSink."""
@@ -433,8 +451,13 @@ class Connection:
         self._put_close(code, reason, application=application)
 
     async def wait_connected(self) -> None:
-        """Wait for the handshake's end. Raises HandshakeFailed."""
+        """Wait for the handshake's end. Raises HandshakeFailed. A server that was given the connection for
+        its early data knows only then that this is no replay."""
         await self._until("connected", lambda: self.connected)
+
+    async def wait_usable(self) -> None:
+        """Client: until streams can be opened: at once with 0-RTT, else at the handshake's end."""
+        await self._until("connected", lambda: self.connected or self.early_offered)
 
     async def wait_closed(self) -> ConnectionClosed:
         """Wait for the end; returns how it came."""

@@ -184,12 +184,15 @@ class Datapath:
         server_name: str | None = None,
         alpns: tuple[str, ...] = (),
         version: int = 0,
+        early: bool = False,
     ) -> Connection:
         """Open a connection and wait for its handshake.
 
         `server_name` is what the server's certificate must name; by default the host as written in `to`.
-        `version` other than 0 offers that QUIC version (tests of version negotiation). Raises AddressError,
-        HandshakeFailed, DatapathError.
+        `version` other than 0 offers that QUIC version (tests of version negotiation). `early`: with a
+        session that permits 0-RTT, do not wait: what is sent before `wait_connected` may be replayed by
+        others, and the server is whoever the session was made with. Raises AddressError, HandshakeFailed,
+        DatapathError.
         """
         if isinstance(to, str):
             name = server_name or host_of(to)
@@ -212,7 +215,7 @@ class Datapath:
         connection: Connection | None = None
         try:
             connection = await waiter
-            await connection.wait_connected()
+            await (connection.wait_usable() if early else connection.wait_connected())
         except asyncio.CancelledError:
             self._abandon(waiter, connection)
             raise
@@ -373,9 +376,13 @@ class Datapath:
         if waiter is not None and not waiter.done():
             waiter.set_exception(error)
 
+    def on_early(self, connection: Connection) -> None:
+        """A server takes early data: the connection goes to accept() before its handshake is complete."""
+        self._accepted.put_nowait(connection)
+
     def on_connected(self, connection: Connection) -> None:
-        """A handshake is complete; a server's goes to accept()."""
-        if connection.is_server:
+        """A handshake is complete; a server's goes to accept(), unless it went with its early data."""
+        if connection.is_server and connection.early is None:
             self._accepted.put_nowait(connection)
 
     # ---- the end of a turn of the loop ----

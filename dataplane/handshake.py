@@ -79,6 +79,24 @@ class HandshakeSink(Protocol):
         """Close with this transport error code (a TLS alert is 0x100 + alert)."""
 
 
+class EarlySink(HandshakeSink, Protocol):
+    """What a handshake that knows 0-RTT may ask besides (RFC 9001 section 4.6)::
+
+    client  early_params ─ crypto (ClientHello) ─ secret(ZERO_RTT) … early_answer ─ peer_params …
+    server  peer_params ─ early_accepted ─ secret(ZERO_RTT) ─ crypto, secret(HANDSHAKE) …
+    """
+
+    def early_params(self, data: bytes) -> None:
+        """Client: the server's transport parameters as they were when the session was new."""
+
+    def early_answer(self, accepted: bool) -> None:
+        """Client: the server took early data, or not: then it is sent again. Before ``peer_params``."""
+
+    def early_accepted(self, alpn: str, identity: PeerIdentity | None) -> None:
+        """Server: early data is taken, of the peer that the session belongs to. Until the handshake is
+        complete it may be a replay, so only protocols that permit it come here."""
+
+
 class Handshake(Protocol):
     """One connection's handshake."""
 

@@ -4,9 +4,11 @@ one core; and ours over the wire, client and server on a core each.
 One trial, in this order:
 
       in memory    ours: the simulation's wire, real TLS, both workers and both control planes in one thread
+      resumed      the same, every session resumed from a ticket of the one before
       aioquic      its own QuicConnection at both ends, datagrams handed over in memory, mutual TLS
       sequential   ours over the wire, one connection at a time: the latency of a handshake
       concurrent   ours over the wire, several at a time: what the slower side's core can do
+      half load    ours over the wire, begun at fixed times at half the concurrent rate: how long one waits
 
 Certificates are ECDSA P-256 at all ends. `control.bench.handshaker` says what exactly is timed.
 """
@@ -25,22 +27,45 @@ from dataplane import STOQ_PORT
 
 MODULE = "control.bench.handshaker"
 RATIO = "median over trials of in_memory / aioquic handshakes a second within the trial, each on one core"
-KEPT = ("handshakes", "failed", "errors", "seconds", "handshakes_per_second", "p50_ms", "p99_ms")
+SERVER_RATIO = (
+    "median over trials of the servers' rates within the trial, each from its own share of a handshake: of "
+    "aioquic the server's calls, of ours all but the client's control plane; resumed: ours / aioquic full"
+)
+KEPT = (
+    "handshakes",
+    "failed",
+    "errors",
+    "seconds",
+    "handshakes_per_second",
+    "p50_ms",
+    "p99_ms",
+    "server_per_second",
+    "server_p50_us",
+)
 
 
-async def _in_memory(bench: Bench, what: str) -> dict[str, Any]:
+async def _in_memory(bench: Bench, what: str, *more: str) -> dict[str, Any]:
     """`simulate` or `aioquic` on the client's core."""
-    argv = python(MODULE, what, "--certs", str(bench.certs), "--seconds", f"{bench.settings.seconds:g}")
+    argv = python(
+        MODULE, what, "--certs", str(bench.certs), "--seconds", f"{bench.settings.seconds:g}", *more
+    )
     async with running(what, Place(None, "", bench.client.core), argv) as program:
         return _kept(await program.until("result"))
 
 
-async def _over_the_wire(bench: Bench, concurrency: int) -> dict[str, Any]:
+async def _over_the_wire(bench: Bench, concurrency: int, rate: float = 0.0) -> dict[str, Any]:
     address = f"[{bench.server.address}]:{STOQ_PORT}"
     common = ["--certs", str(bench.certs), "--backend", bench.settings.backend]
     serve = python(MODULE, "serve", "--listen", address, *common, "--core", str(bench.server.core))
     call = python(MODULE, "connect", "--to", address, *common, "--core", str(bench.client.core))
-    call += ["--seconds", f"{bench.settings.seconds:g}", "--concurrency", str(concurrency)]
+    call += [
+        "--seconds",
+        f"{bench.settings.seconds:g}",
+        "--concurrency",
+        str(concurrency),
+        "--rate",
+        f"{rate:g}",
+    ]
     async with running("handshake server", bench.server, serve) as listening:
         await listening.until("listening")
         async with running("handshake client", bench.client, call) as calling:
@@ -48,6 +73,7 @@ async def _over_the_wire(bench: Bench, concurrency: int) -> dict[str, Any]:
         server = await listening.summary()
     return _kept(client) | {
         "concurrency": concurrency,
+        "rate": rate,
         "accepted": server["counters"]["connections_accepted"],
         "pto": client["counters"]["pto"] + server["counters"]["pto"],
         "crypto": client["crypto"],
@@ -62,11 +88,14 @@ def _kept(value: dict[str, Any]) -> dict[str, Any]:
 async def measure(bench: Bench, concurrency: int) -> dict[str, Any]:
     """All trials; the report with its figures."""
     settings = bench.settings
+    trial: dict[str, Any] = {}
     contenders: dict[str, Callable[[], Awaitable[dict[str, Any]]]] = {
         "in_memory": lambda: _in_memory(bench, "simulate"),
+        "resumed": lambda: _in_memory(bench, "simulate", "--resumption"),
         "aioquic": lambda: _in_memory(bench, "aioquic"),
         "sequential": lambda: _over_the_wire(bench, 1),
         "concurrent": lambda: _over_the_wire(bench, concurrency),
+        "half_load": lambda: _over_the_wire(bench, 1, trial["concurrent"]["handshakes_per_second"] / 2),
     }
     if not settings.compare:
         del contenders["aioquic"]
@@ -76,7 +105,7 @@ async def measure(bench: Bench, concurrency: int) -> dict[str, Any]:
     with Steps(settings.trials) as steps:
         for number in range(settings.trials):
             steps.trial(number)
-            trial: dict[str, Any] = {}
+            trial = {}
             for name, run in contenders.items():
                 steps.begin(name)
                 before = environment.CpuTimes.now()
@@ -104,6 +133,9 @@ async def measure(bench: Bench, concurrency: int) -> dict[str, Any]:
         ),
         "ratio": pairwise(trials, "in_memory", "aioquic", "handshakes_per_second") if compared else None,
         "ratio_is": RATIO,
+        "server_ratio": pairwise(trials, "in_memory", "aioquic", "server_per_second") if compared else None,
+        "resumed_ratio": pairwise(trials, "resumed", "aioquic", "server_per_second") if compared else None,
+        "server_ratio_is": SERVER_RATIO,
         **{name: figures_of(name) for name in contenders},
         "settings": {"seconds": settings.seconds, "concurrency": concurrency},
         "trials": trials,
@@ -113,10 +145,15 @@ async def measure(bench: Bench, concurrency: int) -> dict[str, Any]:
 
 TITLES = {
     "in_memory": "ours, both ends on one core, in memory",
+    "resumed": "ours, resumed, both ends on one core, in memory",
     "aioquic": "aioquic, both ends on one core, in memory",
     "sequential": "ours over the wire, one at a time",
     "concurrent": "ours over the wire, several at a time",
+    "half_load": "ours over the wire, at half that rate",
 }
+
+
+SERVERS = {"in_memory": "ours", "resumed": "ours, resumed", "aioquic": "aioquic"}
 
 
 def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
@@ -131,5 +168,13 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
             )
             lines.append((title, f"{rate}/s; p50 {p50} ms, p99 {p99} ms"))
     if report["ratio"] is not None:
+        for name, title in SERVERS.items():
+            rate, p50 = (
+                spread([trial[name][key] for trial in trials], 0)
+                for key in ("server_per_second", "server_p50_us")
+            )
+            lines.append((f"{title}, the server's side", f"{rate}/s; p50 {p50} us"))
         lines.append(("ratio, in memory", f"{report['ratio']:.2f}"))
+        lines.append(("ratio, the server's side", f"{report['server_ratio']:.2f}"))
+        lines.append(("ratio, the server's side resumed", f"{report['resumed_ratio']:.2f}"))
     return lines

@@ -3,8 +3,8 @@ several at a time.
 
       python -m control.bench.handshaker …
         serve    --certs DIR --listen [ADDRESS]:PORT
-        connect  --certs DIR --to [ADDRESS]:PORT --seconds 3 --concurrency 8 [--alpn perf]
-        simulate --certs DIR --seconds 3     ours, both ends in this thread, in memory
+        connect  --certs DIR --to [ADDRESS]:PORT --seconds 3 --concurrency 8 | --rate 100 [--alpn perf]
+        simulate --certs DIR --seconds 3 [--resumption]   ours, both ends in this thread, in memory
         aioquic  --certs DIR --seconds 3     aioquic's QuicConnection, the same way
 
 Every line on standard output is a JSON object, as from `stoq --json`. DIR is as `stoq dev-certs` writes it
@@ -12,11 +12,17 @@ for `client` and `server`. In all of them both ends show an ECDSA P-256 certific
 other's chain, aioquic's client verifies the server's chain and its server only the signature of the
 client's certificate (it cannot do more). A handshake counts when both ends hold it complete; in memory only
 that is timed, not the making of the connection's end.
+
+In memory the server's side is told apart: of aioquic all calls of the server's QuicConnection; of ours
+everything but the client's control plane, so that the client's engine, the wire and the event loop are
+charged to our server too. With `--rate` handshakes begin at fixed times, whether or not those before are
+done, and each is timed from when it should have begun.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import ssl
 import time
 from collections.abc import Callable
@@ -31,6 +37,7 @@ from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted
 from control.bench.report import quantile
 from control.console import Output, run_async, until_signal
 from control.handshake.policy import ALPN_PERF, ALPN_POLICIES, ALPN_STOQ, Profile
+from control.handshake.session import TlsSession
 from control.options import FILE, NodeOptions
 from control.report import datapath_report
 from dataplane import Config, Datapath, StoqError, parse_address
@@ -43,6 +50,14 @@ MAX_FLIGHTS = 64  # A handshake in memory without loss takes 4; more means it do
 def options(certs: Path, name: str, **more: Any) -> NodeOptions:
     """A node's options with its files in `certs`."""
     return NodeOptions(cert=certs / f"{name}.pem", key=certs / f"{name}.key", ca=certs / "ca.pem", **more)
+
+
+def server_side(times: list[float]) -> dict[str, Any]:
+    """What a server alone could do, from its share of each handshake."""
+    return {
+        "server_per_second": len(times) / sum(times) if times else 0.0,
+        "server_p50_us": quantile(times, 0.50) * 1e6,
+    }
 
 
 def result(times: list[float], seconds: float, failed: int = 0) -> dict[str, Any]:
@@ -77,9 +92,16 @@ async def serve(output: Output, node: NodeOptions, listen: str) -> None:
 
 
 async def connect(
-    output: Output, node: NodeOptions, to: str, seconds: float, concurrency: int, alpn: str = ALPN_STOQ
+    output: Output,
+    node: NodeOptions,
+    to: str,
+    seconds: float,
+    concurrency: int,
+    alpn: str = ALPN_STOQ,
+    rate: float = 0.0,
 ) -> None:
-    """Handshakes with a server, `concurrency` at a time. A connection is closed as soon as it stands."""
+    """Handshakes with a server, `concurrency` at a time, or `rate` a second. A connection is closed as soon
+    as it stands."""
     address = parse_address(to)
     times: list[float] = []
     errors: list[str] = []
@@ -94,32 +116,79 @@ async def connect(
             times.append(time.perf_counter() - begin)
             connection.close()
 
+    async def one(datapath: Datapath, due: float) -> None:
+        await asyncio.sleep(due - time.perf_counter())
+        try:
+            connection = await datapath.connect(address, server_name=SERVER_NAME)
+        except StoqError as error:
+            errors.append(str(error))
+            return
+        times.append(time.perf_counter() - due)
+        connection.close()
+
     async with node.datapath((alpn,)) as datapath:
         output.event("begin")
         begin = time.perf_counter()
-        await asyncio.gather(*(one_after_the_other(datapath, begin + seconds) for _ in range(concurrency)))
+        if rate > 0:
+            dues = [begin + number / rate for number in range(max(1, round(rate * seconds)))]
+            await asyncio.gather(*(one(datapath, due) for due in dues))
+        else:
+            end = begin + seconds
+            await asyncio.gather(*(one_after_the_other(datapath, end) for _ in range(concurrency)))
         took = time.perf_counter() - begin
         report = datapath_report(datapath)
     output.event("result", **result(times, took, len(errors)), errors=errors[:3], **report)
 
 
-def simulate(certs: Path, seconds: float) -> dict[str, Any]:
+class TimedDatapath(Datapath):
+    """Adds up the time of its side of the control plane: events, TLS, commands."""
+
+    seconds = 0.0
+
+    def dispatch(self) -> None:
+        """See Datapath."""
+        begin = time.perf_counter()
+        super().dispatch()
+        self.seconds += time.perf_counter() - begin
+
+
+def simulate(certs: Path, seconds: float, *, resumption: bool = False) -> dict[str, Any]:
     """Our whole stack, both ends and the wire between them in this thread; packets are in memory."""
-    client = options(certs, "client").handshakes((ALPN_STOQ,))
-    server = options(certs, "server").handshakes((ALPN_STOQ,))
+    client = options(certs, "client", resumption=resumption).handshakes((ALPN_STOQ,))
+    server = options(certs, "server", resumption=resumption).handshakes((ALPN_STOQ,))
     times: list[float] = []
+    server_times: list[float] = []
+    failed = 0
+
+    async def one(simulation: Simulation) -> tuple[float, float, bool]:
+        begin, spent = time.perf_counter(), calling.seconds
+        ours = await simulation.client.connect(simulation.server_address, server_name=SERVER_NAME)
+        theirs = await simulation.server.accept()
+        took = time.perf_counter() - begin
+        at_server = took - (calling.seconds - spent)
+        resumed = isinstance(theirs.handshake, TlsSession) and theirs.handshake.resumed
+        if resumption:
+            await asyncio.sleep(0.1)  # Virtual: until the ticket is there.
+        ours.close()
+        await asyncio.gather(ours.wait_closed(), theirs.wait_closed())
+        return took, at_server, resumed
 
     async def main(simulation: Simulation) -> None:
+        nonlocal failed
+        await one(simulation)  # Chains are verified, and a first ticket is there.
         end = time.perf_counter() + seconds
-        while (begin := time.perf_counter()) < end:
-            ours = await simulation.client.connect(simulation.server_address, server_name=SERVER_NAME)
-            theirs = await simulation.server.accept()
-            times.append(time.perf_counter() - begin)
-            ours.close()
-            await asyncio.gather(ours.wait_closed(), theirs.wait_closed())
+        while time.perf_counter() < end:
+            took, at_server, resumed = await one(simulation)
+            if resumed is not resumption:
+                failed += 1
+                continue
+            times.append(took)
+            server_times.append(at_server)
 
-    Simulation(1, client, server, client=Config(), server=Config(server=True)).run(main)
-    return result(times, sum(times))
+    simulation = Simulation(1, client, server, client=Config(), server=Config(server=True))
+    simulation.client = calling = TimedDatapath(Config(), client)
+    simulation.run(main)
+    return result(times, sum(times), failed) | server_side(server_times)
 
 
 class MutualServer(QuicConnection):
@@ -132,31 +201,38 @@ class MutualServer(QuicConnection):
 
 def aioquic_handshake(
     client_configuration: QuicConfiguration, server_configuration: QuicConfiguration
-) -> None:
-    """One handshake in memory. Raises RuntimeError when it fails."""
+) -> float:
+    """One handshake in memory; returns the seconds spent in the server. Raises RuntimeError when it fails."""
     now = time.monotonic()
     addresses = ("::1", 1), ("::1", 2)
     client = QuicConnection(configuration=client_configuration)
     client.connect(addresses[1], now=now)
+    begin = time.perf_counter()
     server = MutualServer(
         configuration=server_configuration,
         original_destination_connection_id=client.original_destination_connection_id,
     )
+    spent = time.perf_counter() - begin
     ends = ((client, server, addresses[0]), (server, client, addresses[1]))
     complete: set[QuicConnection] = set()
     for _ in range(MAX_FLIGHTS):
         for sender, receiver, address in ends:
-            for data, _to in sender.datagrams_to_send(now):
+            begin = time.perf_counter()
+            datagrams = sender.datagrams_to_send(now)
+            spent += time.perf_counter() - begin if sender is server else 0.0
+            begin = time.perf_counter()
+            for data, _to in datagrams:
                 receiver.receive_datagram(data, address, now)
             while (event := receiver.next_event()) is not None:
                 if isinstance(event, HandshakeCompleted):
                     complete.add(receiver)
                 elif isinstance(event, ConnectionTerminated):
                     raise RuntimeError(f"aioquic's handshake failed: {event.reason_phrase}")
+            spent += time.perf_counter() - begin if receiver is server else 0.0
         if len(complete) == 2:
             if server.tls._peer_certificate is None:
                 raise RuntimeError("aioquic's server did not get the client's certificate")
-            return
+            return spent
     raise RuntimeError("aioquic's handshake does not come to an end")
 
 
@@ -169,11 +245,12 @@ def aioquic(certs: Path, seconds: float) -> dict[str, Any]:
     server = QuicConfiguration(is_client=False, alpn_protocols=[ALPN_STOQ])
     server.load_cert_chain(certs / "server.pem", certs / "server.key")
     times: list[float] = []
+    server_times: list[float] = []
     end = time.perf_counter() + seconds
     while (begin := time.perf_counter()) < end:
-        aioquic_handshake(client, server)
+        server_times.append(aioquic_handshake(client, server))
         times.append(time.perf_counter() - begin)
-    return result(times, sum(times))
+    return result(times, sum(times)) | server_side(server_times)
 
 
 @click.group()
@@ -201,6 +278,7 @@ def serve_command(listen: str, certs: Path, core: int, backend: str) -> None:
 
 @main.command("connect")
 @click.option("--to", required=True)
+@click.option("--rate", type=click.FloatRange(0), default=0.0, help="Begin so many a second.")
 @click.option("--concurrency", type=click.IntRange(1), default=1)
 @click.option(
     "--alpn",
@@ -213,14 +291,21 @@ def serve_command(listen: str, certs: Path, core: int, backend: str) -> None:
 @_core
 @_backend
 def connect_command(
-    to: str, concurrency: int, alpn: str, certs: Path, seconds: float, core: int, backend: str
+    to: str,
+    concurrency: int,
+    rate: float,
+    alpn: str,
+    certs: Path,
+    seconds: float,
+    core: int,
+    backend: str,
 ) -> None:
     """Make handshakes with a server."""
     output = Output(json_lines=True)
     profile = ALPN_POLICIES[alpn].test_only
     more = {"profile": Profile.TEST.value} if profile else {}
     node = options(certs, "client", core=(core,), backend=backend, **more)
-    raise SystemExit(run_async(output, connect(output, node, to, seconds, concurrency, alpn)))
+    raise SystemExit(run_async(output, connect(output, node, to, seconds, concurrency, alpn, rate)))
 
 
 def _in_memory(run: Callable[[Path, float], dict[str, Any]], certs: Path, seconds: float) -> None:
@@ -228,11 +313,12 @@ def _in_memory(run: Callable[[Path, float], dict[str, Any]], certs: Path, second
 
 
 @main.command("simulate")
+@click.option("--resumption", is_flag=True, help="All but the first are resumed.")
 @_certs
 @_seconds
-def simulate_command(certs: Path, seconds: float) -> None:
+def simulate_command(certs: Path, seconds: float, resumption: bool) -> None:
     """Ours in memory."""
-    _in_memory(simulate, certs, seconds)
+    _in_memory(functools.partial(simulate, resumption=resumption), certs, seconds)
 
 
 @main.command("aioquic")

@@ -18,6 +18,7 @@ from dataplane.errors import ConfigError
 ALPN_STOQ = "stoq/1"
 ALPN_PERF = "perf"
 ALPN_HQ = "hq-interop"
+MAX_TICKET_LIFETIME = 7 * 86400  # Seconds; RFC 8446 section 4.6.1.
 
 
 class Profile(Enum):
@@ -60,6 +61,8 @@ class HandshakeConfig:
     profile: Profile = Profile.NORMAL
     ciphers: tuple[str, ...] = tuple(CIPHERS)
     insecure: bool = False  # Client: take any server certificate; test profile only.
+    resumption: bool = False  # Session tickets and resumption by PSK, never without (EC)DHE.
+    ticket_lifetime: float = 3600.0  # Seconds after a full handshake in which its session may be resumed.
     # Is told each traffic secret: client random, label of the key log format, secret. Only on explicit wish.
     key_log: Callable[[bytes, str, bytes], None] | None = None
 
@@ -80,6 +83,8 @@ class HandshakeConfig:
                 raise ConfigError(f"{alpn} is always mutually authenticated: name the CA with --ca")
         if self.insecure and self.profile is not Profile.TEST:
             raise ConfigError("--insecure belongs to the test profile: name it with --profile test")
+        if not 0 < self.ticket_lifetime <= MAX_TICKET_LIFETIME:
+            raise ConfigError(f"a ticket's lifetime is between 0 and {MAX_TICKET_LIFETIME} seconds")
         unknown = [name for name in self.ciphers if name not in CIPHERS]
         if unknown or not self.ciphers:
             raise ConfigError(

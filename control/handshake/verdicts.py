@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 from control.handshake.credentials import Trust
 from dataplane.handshake import PeerIdentity
@@ -29,6 +30,9 @@ class Verdict:
     identity: PeerIdentity
     begins: datetime.datetime
     ends: datetime.datetime
+    # Of the leaf, parsed: its signature is checked in every handshake.
+    public_key: CertificatePublicKeyTypes | None = None
+    key: bytes = b""  # The chain's verdict_key.
 
 
 def verdict_key(chain_der: Sequence[bytes], server_name: str | None) -> bytes:
@@ -64,6 +68,11 @@ class VerdictCache:
 
     def get(self, key: bytes, now: datetime.datetime) -> PeerIdentity | None:
         """The peer's identity if its chain is known to be good at this time."""
+        verdict = self.find(key, now)
+        return verdict.identity if verdict else None
+
+    def find(self, key: bytes, now: datetime.datetime) -> Verdict | None:
+        """The verdict on a chain if it is known to be good at this time."""
         verdict = self._verdicts.get(key)
         if verdict is None:
             return None
@@ -71,7 +80,7 @@ class VerdictCache:
             del self._verdicts[key]
             return None
         self._verdicts.move_to_end(key)
-        return verdict.identity
+        return verdict
 
     def put(self, key: bytes, verdict: Verdict) -> None:
         """Keep a verdict; the one not asked for longest makes room."""

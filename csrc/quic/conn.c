@@ -139,6 +139,7 @@ void quic_conn_free(struct quic_conn *conn) {
             quic_space_discard(conn->spaces[i], host);
     quic_cids_release(conn);
     quic_recovery_release(conn);
+    quic_early_release(conn);
     free_pending(conn);
     free_queue(conn, &conn->datagrams_in);
     free_queue(conn, &conn->datagrams_out);
@@ -167,6 +168,7 @@ static void over(struct quic_conn *conn, uint64_t now, enum quic_conn_state stat
     conn->close_deadline_ns = now + 3 * quic_recovery_pto(conn, QUIC_SPACE_APP);
     conn->state = state;
     free_pending(conn);
+    quic_early_release(conn);
     free_queue(conn, &conn->datagrams_out);
     if (state != QUIC_CONN_CLOSING)
         quic_conn_rest_keys(conn);
@@ -346,8 +348,11 @@ void quic_conn_set_peer_params(struct quic_conn *conn, uint64_t now, const uint8
         quic_conn_fail(conn, now, QUIC_TRANSPORT_PARAMETER_ERROR, QUIC_FRAME_CRYPTO, why);
         return;
     }
+    if (!quic_early_check_params(conn, now, &p))
+        return;
     keep_params(conn, &p);
     conn->peer_params_set = true;
+    quic_early_raise_limits(conn);
     quic_ack_frequency_init(conn);
     if (p.max_idle_timeout_ms && p.max_idle_timeout_ms < conn->idle_timeout_ns / QUIC_MS) {
         conn->idle_timeout_ns = p.max_idle_timeout_ms * QUIC_MS;
@@ -377,17 +382,22 @@ void quic_conn_set_secret(struct quic_conn *conn, uint64_t now, enum quic_level 
     struct quic_space *space = conn->spaces[quic_space_of_level(level)];
     if (!quic_is_open(conn) || space->discarded)
         return;
-    if (level == QUIC_INITIAL || level == QUIC_ZERO_RTT ||
-        (level == QUIC_ONE_RTT && !conn->peer_params_set)) {
+    if (level == QUIC_INITIAL || (level == QUIC_ONE_RTT && !conn->peer_params_set)) {
         quic_conn_fail(conn, now, QUIC_INTERNAL_ERROR, 0, "secret for a level that cannot have one yet");
         return;
     }
-    bool ok = quic_keys_install(&space->keys, send, aead, secret, len);
+    bool ok = level == QUIC_ZERO_RTT ? quic_early_install(conn, send, aead, secret, len)
+                                     : quic_keys_install(&space->keys, send, aead, secret, len);
     if (ok && level == QUIC_ONE_RTT && !send)
         ok = quic_keys_prepare_next(&space->keys);
     if (!ok) {
         quic_conn_fail(conn, now, QUIC_INTERNAL_ERROR, 0, "cannot install keys");
         return;
+    }
+    if (level == QUIC_ONE_RTT && send) {
+        conn->phase_first_sent_pn = space->sent.next; /* Behind what went out as 0-RTT. */
+        if (!conn->server)
+            quic_early_release(conn);
     }
     conn->stats.aead = aead;
     if (!send)
@@ -404,6 +414,7 @@ void quic_conn_handshake_complete(struct quic_conn *conn, uint64_t now) {
         return;
     }
     conn->handshake_done = true;
+    quic_early_release(conn); /* What is still on its way as 0-RTT comes again as 1-RTT. */
     conn->state = QUIC_CONN_CONNECTED;
     conn->connected_ns = now;
     conn->stats.handshake_ns = now - conn->created_ns;
@@ -504,7 +515,8 @@ struct quic_conn *quic_conn_from_timer(struct quic_timer *timer) {
 }
 
 bool quic_conn_writable(const struct quic_conn *conn) {
-    return quic_is_open(conn) && quic_can_send(&conn->spaces[QUIC_SPACE_APP]->keys);
+    return quic_is_open(conn) &&
+           (quic_can_send(&conn->spaces[QUIC_SPACE_APP]->keys) || quic_early_can_send(conn));
 }
 
 void quic_conn_stats(const struct quic_conn *conn, struct quic_conn_stats *out) {

@@ -15,6 +15,7 @@
  *   conn_events.c  what the reader is told
  *   conn_rest.c    what an idle connection gives back, and how it wakes
  *   conn_timer.c   one deadline out of many
+ *   conn_early.c   0-RTT                                                          RFC 9001 section 4.6
  *
  *                  accepted / connect                 handshake_complete        HANDSHAKE_DONE
  *        ──────────▶ HANDSHAKE ──────────────────────▶ CONNECTED ─────────────▶ (confirmed)
@@ -160,6 +161,15 @@ struct quic_pending {
     struct quic_addr peer, local;
 };
 
+/* 0-RTT state (conn_early.c): a client's from the remembered parameters on, a server's from its early keys
+ * on, until 1-RTT keys replace it. */
+enum quic_early_answer { QUIC_EARLY_OFFERED, QUIC_EARLY_ACCEPTED, QUIC_EARLY_REFUSED };
+
+struct quic_early {
+    struct quic_keys keys;
+    enum quic_early_answer answer; /* Client. */
+};
+
 struct quic_datagram {
     uint8_t *data;
     uint32_t len;
@@ -262,8 +272,9 @@ struct quic_conn {
     uint32_t version;
     struct quic_cid initial_scid; /* Our first. */
     bool peer_scid_set, retried, version_negotiated, odcid_mapped, saw_packet, saw_cid_of_ours;
-    struct quic_peer_params peer_params;
-    uint64_t min_ack_delay_us; /* Ours, offered; QUIC_NO_MIN_ACK_DELAY: none. */
+    struct quic_peer_params peer_params; /* Client with 0-RTT: at first the remembered limits. */
+    struct quic_early *early;            /* NULL: no 0-RTT, or not any more. */
+    uint64_t min_ack_delay_us;           /* Ours, offered; QUIC_NO_MIN_ACK_DELAY: none. */
     uint64_t created_ns, connected_ns, last_received_ns, idle_timeout_ns, idle_deadline_ns, close_deadline_ns;
     bool eliciting_since_receive;
     struct quic_datagram_queue *datagrams_out, *datagrams_in; /* Allocated at first use. */
@@ -328,6 +339,10 @@ static inline bool quic_is_open(const struct quic_conn *conn) {
 }
 static inline struct quic_space *quic_app(struct quic_conn *conn) {
     return &conn->app;
+}
+
+static inline bool quic_early_can_send(const struct quic_conn *conn) {
+    return conn->early && quic_can_send(&conn->early->keys);
 }
 
 static inline uint64_t quic_min(uint64_t a, uint64_t b) {
@@ -468,6 +483,9 @@ void quic_recovery_sent_many(struct quic_conn *conn, uint64_t now, uint32_t pack
                              bool ect);
 /* A packet leaves the flight without being acknowledged or lost (its space is discarded). */
 void quic_recovery_remove_space(struct quic_conn *conn, enum quic_space_id id);
+/* Packets of this space were not and will not be taken: what they carried goes out again. No sign of
+ * congestion. */
+void quic_recovery_resend_space(struct quic_conn *conn, enum quic_space_id id);
 void quic_recovery_new_path(struct quic_conn *conn, bool same_ip);
 /* Nothing is left to send: if the window has room, the application limits. */
 void quic_recovery_drained(struct quic_conn *conn, uint64_t now);
@@ -481,13 +499,14 @@ struct quic_packet_builder {
     struct quic_conn *conn;
     uint64_t now;
     enum quic_space_id id;
+    struct quic_keys *keys;
     uint64_t pn;
     uint8_t *start;   /* First byte of the packet. */
     uint8_t *payload; /* First byte after the packet number. */
     uint8_t *p;       /* Where the next frame goes. */
     uint8_t *end;     /* Frames end here: the tag still fits after. */
     uint32_t pn_offset;
-    bool eliciting, padded, mtu_probe;
+    bool eliciting, padded, mtu_probe, early;
     uint32_t frames_mark; /* Log position of the packet's first record. */
 };
 #define QUIC_PACKET_FRAMES                                                                                   \
@@ -578,6 +597,17 @@ void quic_mtu_on_probe(struct quic_conn *conn, uint64_t now, bool acked, uint16_
 /* Any other 1-RTT packet was acknowledged or lost: black holes are found so. */
 void quic_mtu_on_ack(struct quic_conn *conn, uint64_t pn, uint16_t size);
 void quic_mtu_on_loss(struct quic_conn *conn, uint64_t pn, uint16_t size);
+
+/* conn_early.c */
+void quic_early_release(struct quic_conn *conn);
+/* Early keys; false: out of order, out of memory, or unsupported. */
+bool quic_early_install(struct quic_conn *conn, bool send, enum crypto_aead aead, const uint8_t *secret,
+                        size_t len);
+/* Client: are the server's parameters possible after the remembered ones? False: the connection is closing.
+ */
+bool quic_early_check_params(struct quic_conn *conn, uint64_t now, const struct quic_params *p);
+/* Client: streams opened on remembered limits get what the server permits now. */
+void quic_early_raise_limits(struct quic_conn *conn);
 
 /* conn_rest.c */
 /* Make the keys of 1-RTT packets usable. False: no memory. */

@@ -94,7 +94,7 @@ static bool crypto_event(struct quic_conn *conn, struct quic_event *e) {
 /* Streams the peer lets us open: told when the limit moved. */
 static bool limits_event(struct quic_conn *conn, struct quic_event *e) {
     unsigned ours = conn->server ? QUIC_STREAM_ID_SERVER : 0;
-    if (!conn->told_connected)
+    if (!conn->told_connected && !quic_early_can_send(conn))
         return false;
     for (unsigned uni = 0; uni <= QUIC_STREAM_ID_UNI; uni += QUIC_STREAM_ID_UNI) {
         struct quic_stream_kind *kind = &conn->kinds[ours | uni];

@@ -106,7 +106,7 @@ static void process(struct quic_conn *conn, const struct quic_packet_info *info,
         if (id != QUIC_SPACE_APP && result.eliciting)
             space->ack_now = true;
     }
-    if (id == QUIC_SPACE_APP)
+    if (type == QUIC_PACKET_ONE_RTT) /* Nobody moves during the handshake. */
         quic_path_on_packet(conn, info, (uint8_t)path, result.non_probing, newest);
     quic_conn_after_packet(conn, info, id);
 }
@@ -302,9 +302,8 @@ void quic_conn_receive_train(struct quic_conn *conn, const struct quic_packet_in
 }
 
 static void receive_long(struct quic_conn *conn, const struct quic_packet_info *info, struct quic_header *h,
-                         enum quic_space_id id) {
+                         enum quic_space_id id, const struct quic_keys *keys) {
     struct quic_space *space = conn->spaces[id];
-    struct quic_keys *keys = &space->keys;
     const uint8_t *sample = h->packet + h->pn_offset + 4;
     uint8_t mask[1][CRYPTO_MASK_BYTES];
     uint64_t truncated;
@@ -342,6 +341,29 @@ static void receive_long(struct quic_conn *conn, const struct quic_packet_info *
     process(conn, info, h->type, id, pn, h->packet, header, h->len);
 }
 
+static bool early_ready(const struct quic_conn *conn) {
+    return conn->server && conn->early && quic_can_receive(&conn->early->keys);
+}
+
+/* Has TLS not yet said whether it takes early data? It gives early keys before Handshake keys, or none. */
+static bool early_undecided(const struct quic_conn *conn) {
+    const struct quic_space *handshake = conn->spaces[QUIC_SPACE_HANDSHAKE];
+    return conn->server && !conn->handshake_done && !handshake->discarded &&
+           !quic_can_receive(&handshake->keys);
+}
+
+static void receive_early(struct quic_conn *conn, const struct quic_packet_info *info,
+                          struct quic_header *h) {
+    if (early_ready(conn)) {
+        quic_count(conn, STOQ_COUNTER_ZERO_RTT_RECEIVED, 1);
+        receive_long(conn, info, h, QUIC_SPACE_APP, &conn->early->keys);
+    } else if (early_undecided(conn)) {
+        keep_pending(conn, info, QUIC_ZERO_RTT, h->packet, h->len);
+    } else {
+        quic_drop(conn->ep, STOQ_DROP_ZERO_RTT);
+    }
+}
+
 void quic_conn_receive(struct quic_conn *conn, const struct quic_packet_info *info, struct quic_header *h) {
     if (take_while_closed(conn))
         return;
@@ -349,19 +371,19 @@ void quic_conn_receive(struct quic_conn *conn, const struct quic_packet_info *in
         quic_conn_receive_train(conn, info, h->packet, h->len, h->len, h->len);
         return;
     }
-    if (h->type == QUIC_PACKET_ZERO_RTT) {
-        quic_drop(conn->ep, STOQ_DROP_ZERO_RTT);
-        return;
-    }
     const struct quic_handshake *hs = conn->handshake;
     if (!hs) {
-        quic_drop(conn->ep, STOQ_DROP_KEYS_DISCARDED);
+        quic_drop(conn->ep, h->type == QUIC_PACKET_ZERO_RTT ? STOQ_DROP_ZERO_RTT : STOQ_DROP_KEYS_DISCARDED);
         return;
     }
     if (h->version != conn->version ||
         (conn->peer_scid_set &&
          (h->scid_len != hs->peer_scid.len || memcmp(h->scid, hs->peer_scid.id, h->scid_len) != 0))) {
         quic_drop(conn->ep, STOQ_DROP_CID_MISMATCH);
+        return;
+    }
+    if (h->type == QUIC_PACKET_ZERO_RTT) {
+        receive_early(conn, info, h);
         return;
     }
     bool initial = h->type == QUIC_PACKET_INITIAL;
@@ -371,7 +393,7 @@ void quic_conn_receive(struct quic_conn *conn, const struct quic_packet_info *in
     else if (!quic_can_receive(&conn->spaces[id]->keys))
         keep_pending(conn, info, initial ? QUIC_INITIAL : QUIC_HANDSHAKE, h->packet, h->len);
     else
-        receive_long(conn, info, h, id);
+        receive_long(conn, info, h, id, &conn->spaces[id]->keys);
 }
 
 void quic_conn_retry_pending(struct quic_conn *conn, uint64_t now) {
@@ -385,8 +407,9 @@ void quic_conn_retry_pending(struct quic_conn *conn, uint64_t now) {
     hs->pending_count = 0;
     for (uint32_t i = 0; i < n; i++) {
         struct quic_pending *w = &waiting[i];
-        bool ready = w->level == QUIC_ONE_RTT
-                         ? one_rtt_ready(conn)
+        bool ready = w->level == QUIC_ONE_RTT ? one_rtt_ready(conn)
+                     : w->level == QUIC_ZERO_RTT
+                         ? early_ready(conn) || !early_undecided(conn)
                          : quic_can_receive(&conn->spaces[quic_space_of_level(w->level)]->keys);
         if (!ready && quic_is_open(conn) && !conn->spaces[quic_space_of_level(w->level)]->discarded) {
             hs->pending[hs->pending_count++] = *w;
@@ -400,8 +423,11 @@ void quic_conn_retry_pending(struct quic_conn *conn, uint64_t now) {
     }
 }
 
-/* Start the handshake's first flight again: under another id or version. */
+/* Start the handshake's first flight again: under another id or version. 0-RTT goes with it (RFC 9000
+ * section 17.2.3). */
 static void restart_initial(struct quic_conn *conn, uint64_t now) {
+    if (conn->early)
+        quic_recovery_resend_space(conn, QUIC_SPACE_APP);
     struct quic_space *space = conn->spaces[QUIC_SPACE_INITIAL];
     const struct quic_host *host = quic_host_of(conn);
     quic_recovery_remove_space(conn, QUIC_SPACE_INITIAL);

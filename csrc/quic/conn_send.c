@@ -4,8 +4,11 @@
  *   closing        one datagram with CONNECTION_CLOSE
  *   path probes    PATH_CHALLENGE / PATH_RESPONSE, each in a datagram of its own, padded
  *   handshake      one datagram: Initial, Handshake and 1-RTT packets coalesced; an Initial pads it to 1200
- * bytes MTU probe      one datagram of the size under test data           a train: 1-RTT packets of one size
- * laid end to end, sealed in place, header protection in one batch
+ *                  bytes
+ *   MTU probe      one datagram of the size under test
+ *   0-RTT          one packet in one datagram (the first ones ride with the Initial)
+ *   data           a train: 1-RTT packets of one size laid end to end, sealed in place, header protection in
+ * one batch
  */
 #include <string.h>
 
@@ -24,20 +27,27 @@ static bool begin(struct quic_packet_builder *b, struct quic_conn *conn, uint64_
     if ((size_t)(limit - start) <
         7 + 2 * QUIC_MAX_CID_BYTES + token_room + 8 + PACKET_MIN_PAYLOAD + CRYPTO_TAG_BYTES)
         return false;
-    if ((id == QUIC_SPACE_APP && !conn->awake && !quic_conn_wake(conn)) ||
+    bool early = id == QUIC_SPACE_APP && !quic_can_send(&space->keys); /* 0-RTT; its keys never rest. */
+    if ((id == QUIC_SPACE_APP && !conn->awake && !early && !quic_conn_wake(conn)) ||
         !quic_sent_reserve(&space->sent, quic_host_of(conn), QUIC_PACKET_FRAMES + 4))
         return false;
     *b = (struct quic_packet_builder){
-        .conn = conn, .now = now, .id = id, .start = start, .pn = space->sent.next};
+        .conn = conn, .now = now, .id = id, .keys = &space->keys, .start = start, .pn = space->sent.next};
+    if (early) {
+        b->early = true;
+        b->keys = &conn->early->keys;
+    }
     b->frames_mark = space->sent.frames_next;
     unsigned pn_len = quic_pn_bytes(b->pn, space->largest_acked);
     uint8_t *p = start;
-    if (id == QUIC_SPACE_APP) {
+    if (id == QUIC_SPACE_APP && !b->early) {
         *p++ = (uint8_t)(0x40 | conn->key_phase << 2 | (pn_len - 1));
         memcpy(p, dcid->id, dcid->len);
         p += dcid->len;
     } else {
-        enum quic_packet_type type = id == QUIC_SPACE_INITIAL ? QUIC_PACKET_INITIAL : QUIC_PACKET_HANDSHAKE;
+        enum quic_packet_type type = id == QUIC_SPACE_INITIAL     ? QUIC_PACKET_INITIAL
+                                     : id == QUIC_SPACE_HANDSHAKE ? QUIC_PACKET_HANDSHAKE
+                                                                  : QUIC_PACKET_ZERO_RTT;
         p = quic_put_long_header(p, type, conn->version, dcid, &conn->initial_scid);
         start[0] |= (uint8_t)(pn_len - 1);
         if (id == QUIC_SPACE_INITIAL) {
@@ -76,14 +86,14 @@ static void pad(struct quic_packet_builder *b, uint8_t *to) {
 static uint8_t *seal(struct quic_packet_builder *b, uint8_t path) {
     struct quic_conn *conn = b->conn;
     struct quic_space *space = conn->spaces[b->id];
-    struct quic_direction *d = &space->keys.send;
+    struct quic_direction *d = &b->keys->send;
     size_t payload = (size_t)(b->p - b->payload), header = (size_t)(b->payload - b->start);
     size_t pn_len = header - b->pn_offset;
     if (pn_len + payload < PACKET_MIN_PAYLOAD) {
         pad(b, b->payload + PACKET_MIN_PAYLOAD - pn_len);
         payload = (size_t)(b->p - b->payload);
     }
-    if (b->id != QUIC_SPACE_APP)
+    if (b->id != QUIC_SPACE_APP || b->early)
         quic_put_varint2(b->start + b->pn_offset - 2, (uint16_t)(pn_len + payload + CRYPTO_TAG_BYTES));
     uint8_t nonce[CRYPTO_NONCE_BYTES];
     quic_nonce(nonce, d->key.iv, b->pn);
@@ -113,11 +123,13 @@ static uint8_t *seal(struct quic_packet_builder *b, uint8_t path) {
     quic_recovery_sent(conn, b->now, b->id, p);
     conn->stats.packets_sent++;
     quic_count(conn, STOQ_COUNTER_PACKETS_SENT, 1);
+    if (b->early)
+        quic_count(conn, STOQ_COUNTER_ZERO_RTT_SENT, 1);
     return end;
 }
 
 static void protect_one(const struct quic_packet_builder *b) {
-    const struct quic_keys *keys = &b->conn->spaces[b->id]->keys;
+    const struct quic_keys *keys = b->keys;
     const uint8_t *sample = b->start + b->pn_offset + 4;
     uint8_t mask[1][CRYPTO_MASK_BYTES];
     keys->crypto->hp_mask(keys->send.hp, &sample, mask, 1);
@@ -301,6 +313,26 @@ static bool send_handshake(struct quic_conn *conn, uint64_t now, struct quic_tx 
     return true;
 }
 
+/* A client's 0-RTT packets beside those in the Initial's datagram. */
+static bool send_early(struct quic_conn *conn, uint64_t now, struct quic_tx *tx) {
+    struct quic_packet_builder b;
+    if (!quic_early_can_send(conn) || quic_can_send(&quic_app(conn)->keys) ||
+        !quic_write_pending(conn, now, QUIC_SPACE_APP, false))
+        return false;
+    size_t size = conn->mtu.current;
+    if (size > tx->cap || quic_recovery_allowance(conn, now) < size ||
+        !begin(&b, conn, now, QUIC_SPACE_APP, conn->active_path, tx->data, tx->data + size))
+        return false;
+    quic_write_frames(&b, false);
+    if (b.p == b.payload) {
+        cancel(&b);
+        return false;
+    }
+    size_t len = (size_t)(seal(&b, conn->active_path) - tx->data);
+    protect_one(&b);
+    return finish(conn, tx, conn->active_path, len, len, 1);
+}
+
 static bool send_mtu_probe(struct quic_conn *conn, uint64_t now, struct quic_tx *tx) {
     uint16_t size;
     struct quic_packet_builder b;
@@ -415,8 +447,8 @@ bool quic_conn_transmit(struct quic_conn *conn, uint64_t now, struct quic_tx *tx
     if (!quic_is_open(conn))
         return false;
     conn->recovery.pace_next_ns = QUIC_NEVER; /* Set again by what pacing holds back now. */
-    if (send_paths(conn, now, tx) || send_handshake(conn, now, tx) || send_mtu_probe(conn, now, tx) ||
-        send_data(conn, now, tx))
+    if (send_paths(conn, now, tx) || send_handshake(conn, now, tx) || send_early(conn, now, tx) ||
+        send_mtu_probe(conn, now, tx) || send_data(conn, now, tx))
         return true;
     if (conn->recovery.cc.rate)
         quic_recovery_drained(conn, now);

@@ -369,7 +369,8 @@ static bool streams_pending(const struct quic_conn *conn) {
 
 bool quic_write_pending(struct quic_conn *conn, uint64_t now, enum quic_space_id id, bool only_ack) {
     const struct quic_space *space = conn->spaces[id];
-    if (space->discarded || !quic_can_send(&space->keys))
+    if (space->discarded ||
+        (!quic_can_send(&space->keys) && (id != QUIC_SPACE_APP || !quic_early_can_send(conn))))
         return false;
     if (space->ack_now || space->ack_deadline_ns <= now)
         return true;

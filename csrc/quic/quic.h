@@ -223,6 +223,12 @@ void quic_conn_crypto_send(struct quic_conn *conn, uint64_t now, enum quic_level
 void quic_conn_set_secret(struct quic_conn *conn, uint64_t now, enum quic_level level, bool send,
                           enum crypto_aead aead, const uint8_t *secret, size_t len);
 void quic_conn_set_peer_params(struct quic_conn *conn, uint64_t now, const uint8_t *data, size_t len);
+/* 0-RTT (RFC 9001 section 4.6). A client gives the server's transport parameters as it had them when the
+ * session was new, then its early secret, and after that may open streams and send; the server's answer comes
+ * before its present parameters. A server's early secret comes after the client's parameters and before
+ * Handshake secrets. */
+void quic_conn_set_early_params(struct quic_conn *conn, uint64_t now, const uint8_t *data, size_t len);
+void quic_conn_early_answered(struct quic_conn *conn, uint64_t now, bool accepted);
 void quic_conn_handshake_complete(struct quic_conn *conn, uint64_t now);
 
 /* Close with a transport code (app false; TLS alerts are 0x100 + alert) or the application's. `reason` is cut

@@ -316,6 +316,20 @@ void quic_recovery_remove_space(struct quic_conn *conn, enum quic_space_id id) {
     conn->recovery.pto_count = 0; /* Section 6.2.2. */
 }
 
+void quic_recovery_resend_space(struct quic_conn *conn, enum quic_space_id id) {
+    struct quic_space *space = conn->spaces[id];
+    for (uint64_t pn = space->sent.base; pn < space->sent.next; pn++) {
+        struct quic_sent_packet *p = quic_sent_at(&space->sent, pn);
+        if (p->state != QUIC_SENT_OUT)
+            continue;
+        p->state = QUIC_SENT_LOST;
+        leave_flight(conn, space, p);
+        quic_conn_frames_lost(conn, id, p);
+    }
+    space->loss_time_ns = QUIC_NEVER;
+    quic_schedule_send(conn);
+}
+
 void quic_recovery_new_path(struct quic_conn *conn, bool same_ip) {
     struct quic_recovery *r = &conn->recovery;
     if (same_ip) /* RFC 9000 section 9.4: only the port changed, so it is the same path to all likelihood. */

@@ -74,7 +74,7 @@ static void on_connection(struct crowd *c, uint32_t side, const struct stoq_even
     while (script_aead(seed) != CRYPTO_AES_128_GCM)
         seed++; /* The quickest: nothing here depends on the cipher. */
     script_start(&end->tls, side == SIM_SERVER, seed, data + sizeof head, head.params_len,
-                 &(struct script_sink){&port, put});
+                 &(struct script_sink){&port, put, NULL});
 }
 
 static void on_event(struct crowd *c, uint32_t side, const struct stoq_event *e) {
@@ -85,7 +85,7 @@ static void on_event(struct crowd *c, uint32_t side, const struct stoq_event *e)
         on_connection(c, side, e, data);
     } else if (end && e->type == STOQ_EVENT_CRYPTO) {
         struct port port = {c, side, end};
-        if (!script_crypto(&end->tls, e->level, data, e->len, &(struct script_sink){&port, put}))
+        if (!script_crypto(&end->tls, e->level, data, e->len, &(struct script_sink){&port, put, NULL}))
             fail(c, end->tls.why);
     } else if (end && e->type == STOQ_EVENT_CONNECTED && side == SIM_CLIENT) {
         struct stoq_perf perf = {.download_bytes = DOWNLOAD, .streams = 1, .duration_ns = FOR_EVER};

@@ -118,7 +118,10 @@ static bool send_piece(struct run *run, const struct connection *c, struct strea
  * the peer allows. */
 static bool may_open(struct run *run, struct connection *c, struct stream *t, unsigned direction) {
     struct end *end = c->ends[sender_of(t, direction)];
-    if (!end || !end->connected || end->closing || end->closed)
+    if (!end || end->closing || end->closed)
+        return false;
+    bool early = end->side == SIM_CLIENT && end->early && direction == 0 && !t->plan->start_ns;
+    if (!end->connected && !early)
         return false;
     if (direction == 1)
         return t->known && (!t->plan->answer_late || t->flows[0].fin_received || t->flows[0].reset_received ||
@@ -126,7 +129,7 @@ static bool may_open(struct run *run, struct connection *c, struct stream *t, un
     uint64_t number = t->plan->id >> 2, start = end->connected_ns + t->plan->start_ns;
     if (number != end->opened[t->plan->uni] || number >= end->available[t->plan->uni])
         return false;
-    if (run_now(run) < start) {
+    if (end->connected && run_now(run) < start) {
         run_wake_at(c, start);
         return false;
     }

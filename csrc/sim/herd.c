@@ -65,7 +65,7 @@ static void on_connection(struct herd *h, uint32_t side, const struct stoq_event
     while (script_aead(seed) != h->aead)
         seed++;
     script_start(&m->tls, side == SIM_SERVER, seed, data + sizeof head, head.params_len,
-                 &(struct script_sink){&(struct port){h, side, m}, put});
+                 &(struct script_sink){&(struct port){h, side, m}, put, NULL});
 }
 
 static void on_event(struct herd *h, uint32_t side, const struct stoq_event *e) {
@@ -81,7 +81,7 @@ static void on_event(struct herd *h, uint32_t side, const struct stoq_event *e) 
         fail(p, "a connection ended");
     else if (m && e->type == STOQ_EVENT_CRYPTO &&
              !script_crypto(&m->tls, e->level, data, e->len,
-                            &(struct script_sink){&(struct port){h, side, m}, put}))
+                            &(struct script_sink){&(struct port){h, side, m}, put, NULL}))
         fail(p, m->tls.why);
     const struct stoq_command release = {.type = STOQ_COMMAND_CHUNK_RELEASE, .chunk = e->chunk};
     if (e->chunk != STOQ_NO_CHUNK && !stoq_command(p->dp, side, &release))

@@ -119,6 +119,8 @@ static void summary(const struct options *o, const struct totals *t, uint64_t fa
     row(o, "datagram_frames", t->datagrams, &first);
     row(o, "path_events", t->rebinds, &first);
     row(o, "address_tokens", t->tokens, &first);
+    row(o, "zero_rtt_taken", t->early_taken, &first);
+    row(o, "zero_rtt_refused", t->early_refused, &first);
     row(o, "turns", t->turns, &first);
     group(o, "connections", false);
     first = true;

@@ -48,7 +48,7 @@ static void put(void *ctx, uint8_t type, uint8_t level, uint8_t flags, uint64_t 
 static void on_event(struct pair *p, uint32_t side, const struct stoq_event *e) {
     struct pair_end *end = &p->ends[side];
     struct port port = {p, side};
-    struct script_sink sink = {&port, put};
+    struct script_sink sink = {&port, put, NULL};
     const uint8_t *data =
         e->chunk == STOQ_NO_CHUNK ? NULL : stoq_receive_chunk(p->dp, side, e->chunk) + e->chunk_offset;
     switch (e->type) {

@@ -26,7 +26,28 @@ static void script_put(void *ctx, uint8_t type, uint8_t level, uint8_t flags, ui
         .type = type, .flags = flags, .level = level, .code = code, .conn = port->end->handle};
     if (type == STOQ_COMMAND_CLOSE)
         port->end->closing = true;
+    if (type == STOQ_COMMAND_SECRET && level == QUIC_ZERO_RTT)
+        port->end->early = true;
+    if (type == STOQ_COMMAND_EARLY_ANSWER)
+        *(code ? &port->run->totals->early_taken : &port->run->totals->early_refused) += 1;
+    if (type == STOQ_COMMAND_PEER_PARAMS && port->end->side == SIM_CLIENT && len <= SCRIPT_MAX_PARAMS) {
+        memcpy(port->run->server_params, data, len);
+        port->run->server_params_len = len;
+    }
     run_command_data(port->run, port->end->side, command, data, len);
+}
+
+/* A server's register against replay: early data of each ClientHello once, whoever repeats it. */
+static bool first_use(void *ctx, uint64_t seed) {
+    const struct script_port *port = ctx;
+    for (uint32_t i = 0; i < port->run->scenario.connection_count; i++) {
+        struct connection *c = &port->run->connections[i];
+        if (c->plan->seed != seed || c->early_used)
+            continue;
+        c->early_used = true;
+        return true;
+    }
+    return false;
 }
 
 void party_connect(struct run *run, struct connection *c) {
@@ -73,8 +94,10 @@ static bool on_connection(struct run *run, uint32_t side, const struct stoq_even
         if (plan->ending == END_REFUSED && plan->ender == side)
             end->tls.refuse_alert = plan->alert;
     }
-    script_start(&end->tls, side == SIM_SERVER, seed, data + sizeof head, head.params_len,
-                 &(struct script_sink){&port, script_put});
+    const struct script_sink sink = {&port, script_put, first_use};
+    if (side == SIM_CLIENT)
+        script_remember(&end->tls, seed, run->server_params, run->server_params_len, &sink);
+    script_start(&end->tls, side == SIM_SERVER, seed, data + sizeof head, head.params_len, &sink);
     return true;
 }
 
@@ -104,7 +127,8 @@ static bool on_crypto(struct run *run, struct end *end, const struct stoq_event 
     if (end->closing)
         return true;
     const uint8_t *data = e->len ? stoq_receive_chunk(run->dp, end->side, e->chunk) + e->chunk_offset : NULL;
-    if (!script_crypto(&end->tls, e->level, data, e->len, &(struct script_sink){&port, script_put}))
+    if (!script_crypto(&end->tls, e->level, data, e->len,
+                       &(struct script_sink){&port, script_put, first_use}))
         return run_fail(run, "%s: CRYPTO at level %u: %s", side_name(end->side), e->level, end->tls.why);
     bind_server(run, end);
     return true;

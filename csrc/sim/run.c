@@ -330,7 +330,7 @@ bool run_scenario(struct run *run, struct totals *totals, bool trace) {
     run->why[0] = '\0';
     run->hash = s->seed;
     run->next_step = 0;
-    run->token_len = 0;
+    run->token_len = run->server_params_len = 0;
     run->start_ns = 0;
     run->end_count[0] = run->end_count[1] = 0;
     run->totals = totals;
@@ -348,6 +348,7 @@ bool run_scenario(struct run *run, struct totals *totals, bool trace) {
         struct connection *c = &run->connections[i];
         c->plan = &s->connections[i];
         c->ends[0] = c->ends[1] = NULL;
+        c->early_used = false;
         c->started = c->done = false;
         c->dirty = true;
         c->next_ns = 0;

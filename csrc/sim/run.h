@@ -55,6 +55,7 @@ struct end {
     uint8_t side;
     bool ghost;     /* Opened by a late duplicate of an Initial: nobody is at the other end. */
     bool connected; /* CONNECTED */
+    bool early;     /* A client that may send 0-RTT; a server that takes it. */
     bool closing;   /* We sent CLOSE or DETACH. */
     bool detached;
     bool heard;  /* Stream data or its acknowledgement came: the handshake is confirmed in effect. */
@@ -74,6 +75,7 @@ struct connection {
     const struct plan_connection *plan;
     struct end *ends[2];
     bool started, done; /* done: every planned flow is over. */
+    bool early_used;    /* The server has seen this ClientHello's 0-RTT. */
     bool dirty;         /* Something happened: look whether there is something to do. */
     uint64_t next_ns;   /* When there will be by itself. */
     uint64_t key;       /* Of the contents of its streams. */
@@ -83,7 +85,7 @@ struct connection {
 /* Over all runs, for the summary. */
 struct totals {
     uint64_t runs, connections, connected, timed_out, closed_by_peer, resets, stops, datagrams, rebinds,
-        turns, tokens;
+        turns, tokens, early_taken, early_refused;
     uint64_t bytes, virtual_ns;
     uint64_t fates[WIRE_FATE_COUNT];
     uint64_t counters[STOQ_COUNTER_COUNT];
@@ -103,6 +105,8 @@ struct run {
     uint32_t next_step;
     uint32_t token_len; /* Of the latest NEW_TOKEN: later connections present it. */
     uint8_t token[RUN_MAX_TOKEN];
+    uint32_t server_params_len; /* The latest: later connections remember them for 0-RTT. */
+    uint8_t server_params[SCRIPT_MAX_PARAMS];
     bool trace;
     bool acted; /* A command was given: take turns before time moves. */
     bool failed;

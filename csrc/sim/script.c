@@ -25,6 +25,7 @@ enum {
 
 #define HEADER_BYTES 4 /* Type and 24-bit length. */
 #define SUM_BYTES    8
+#define EARLY_BIT    0x80u /* In the parameters' length: 0-RTT is offered, or taken. */
 
 static const uint8_t alpn[] = "stoq/1";
 
@@ -41,6 +42,13 @@ static bool wants_ticket(const struct script *s) {
 }
 static enum crypto_aead aead_of(const struct script *s) {
     return (enum crypto_aead)(draw(s, 3) % CRYPTO_AEAD_COUNT);
+}
+
+static bool wants_early(const struct script *s) {
+    return draw(s, 8) % 2 == 0;
+}
+static bool takes_early(const struct script *s) {
+    return draw(s, 9) % 3 != 0;
 }
 
 int script_aead(uint64_t seed) {
@@ -97,7 +105,7 @@ static void say_params(const struct script *s, uint8_t level, uint8_t type, uint
                        const struct script_sink *sink) {
     uint8_t body[10 + SCRIPT_MAX_PARAMS];
     store64(body, s->seed);
-    body[8] = (uint8_t)(s->params_len >> 8);
+    body[8] = (uint8_t)(s->params_len >> 8 | (s->early ? EARLY_BIT : 0));
     body[9] = (uint8_t)s->params_len;
     memcpy(body + 10, s->params, s->params_len);
     say(s, level, type, body, 10 + s->params_len, bytes, sink);
@@ -145,13 +153,22 @@ static void complete(struct script *s, const struct script_sink *sink) {
     sink->put(sink->ctx, STOQ_COMMAND_HANDSHAKE_COMPLETE, 0, 0, 0, alpn, sizeof alpn - 1);
 }
 
+static uint32_t params_bytes(const uint8_t *body) {
+    return (uint32_t)(body[8] & ~EARLY_BIT) << 8 | body[9];
+}
+
 /* The body of a message with parameters: takes the seed (server) and hands the parameters on. */
 static bool peer_params(struct script *s, const uint8_t *body, uint32_t len, const struct script_sink *sink) {
-    if (len < 10 || (uint32_t)(body[8] << 8 | body[9]) > len - 10)
+    if (len < 10 || params_bytes(body) > len - 10)
         return fail(s, "parameters do not fit their message", len);
     if (!s->server && load64(body) != s->seed)
         return fail(s, "the server answers another ClientHello", 0);
-    sink->put(sink->ctx, STOQ_COMMAND_PEER_PARAMS, 0, 0, 0, body + 10, (uint32_t)(body[8] << 8 | body[9]));
+    bool early = body[8] & EARLY_BIT;
+    if (early && !s->early && !s->server)
+        return fail(s, "0-RTT was taken but not offered", 0);
+    if (s->early && !s->server)
+        sink->put(sink->ctx, STOQ_COMMAND_EARLY_ANSWER, 0, 0, early, NULL, 0);
+    sink->put(sink->ctx, STOQ_COMMAND_PEER_PARAMS, 0, 0, 0, body + 10, params_bytes(body));
     return true;
 }
 
@@ -166,10 +183,14 @@ static bool on_client_hello(struct script *s, const uint8_t *body, uint32_t len,
         return true;
     }
     say(s, QUIC_INITIAL, SERVER_HELLO, NULL, 0, 122, sink);
-    secret(s, QUIC_HANDSHAKE, true, sink);
-    secret(s, QUIC_HANDSHAKE, false, sink);
     if (!peer_params(s, body, len, sink))
         return false;
+    s->early = (body[8] & EARLY_BIT) && !s->retried && takes_early(s) &&
+               (!sink->first_use || sink->first_use(sink->ctx, s->seed));
+    if (s->early)
+        secret(s, QUIC_ZERO_RTT, false, sink);
+    secret(s, QUIC_HANDSHAKE, true, sink);
+    secret(s, QUIC_HANDSHAKE, false, sink);
     say_params(s, QUIC_HANDSHAKE, ENCRYPTED_EXTENSIONS, 100, sink);
     say(s, QUIC_HANDSHAKE, CERTIFICATE_REQUEST, NULL, 0, 60, sink);
     say_certificate(s, sink);
@@ -259,8 +280,19 @@ void script_start(struct script *s, bool server, uint64_t seed, const uint8_t *p
     if (params_len)
         memcpy(s->params, params, s->params_len);
     s->stage = server ? SCRIPT_WAIT_CLIENT_HELLO : SCRIPT_WAIT_SERVER_HELLO;
-    if (!server)
-        client_hello(s, sink);
+    if (server)
+        return;
+    client_hello(s, sink);
+    if (s->early)
+        secret(s, QUIC_ZERO_RTT, true, sink);
+}
+
+void script_remember(struct script *s, uint64_t seed, const uint8_t *params, uint32_t params_len,
+                     const struct script_sink *sink) {
+    s->seed = seed;
+    s->early = params_len && wants_early(s);
+    if (s->early)
+        sink->put(sink->ctx, STOQ_COMMAND_EARLY_PARAMS, 0, 0, 0, params, params_len);
 }
 
 bool script_crypto(struct script *s, uint8_t level, const uint8_t *data, uint32_t len,

@@ -3,6 +3,9 @@
  * (RFC 8446 section 2), and without any cryptography: secrets are drawn from a seed that the ClientHello
  * carries. For simulation only. (The real TLS runs in the Python simulation.)
  *
+ * A client that has been given a server's earlier parameters may offer 0-RTT. Whether the server takes it is
+ * drawn too; it must be this seed's first use, and without HelloRetryRequest.
+ *
  *   client                                     level       server
  *     ClientHello (params, seed)        ──▶    Initial
  *                                       ◀──    Initial     HelloRetryRequest, sometimes; then ClientHello
@@ -30,6 +33,8 @@ struct script_sink {
     void *ctx;
     void (*put)(void *ctx, uint8_t type, uint8_t level, uint8_t flags, uint64_t code, const uint8_t *data,
                 uint32_t len);
+    /* A server's, may be NULL: is this the first ClientHello of this seed? Early data is taken once. */
+    bool (*first_use)(void *ctx, uint64_t seed);
 };
 
 enum script_stage {
@@ -47,6 +52,7 @@ struct script {
     uint64_t seed; /* The connection's; a server learns it from the ClientHello. */
     bool server;
     bool retried;         /* HelloRetryRequest was sent or answered. */
+    bool early;           /* 0-RTT was offered; a server's: and is taken. */
     uint8_t level;        /* Of the bytes in `in`. */
     uint8_t refuse_alert; /* Refuse the peer with this alert when it has finished; 0: do not. */
     enum script_stage stage;
@@ -61,6 +67,9 @@ int script_aead(uint64_t seed);
 /* Begin; a client sends its ClientHello. `seed` of a server is ignored. */
 void script_start(struct script *s, bool server, uint64_t seed, const uint8_t *params, uint32_t params_len,
                   const struct script_sink *sink);
+/* A client, before script_start: a server's parameters of an earlier connection. */
+void script_remember(struct script *s, uint64_t seed, const uint8_t *params, uint32_t params_len,
+                     const struct script_sink *sink);
 /* CRYPTO bytes in order at `level`. False: they are not what the peer's script sends; `why` is set. */
 bool script_crypto(struct script *s, uint8_t level, const uint8_t *data, uint32_t len,
                    const struct script_sink *sink);

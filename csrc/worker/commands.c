@@ -138,6 +138,12 @@ static bool conn_command(struct worker *w, struct worker_conn *wc, struct taken 
     case STOQ_COMMAND_PEER_PARAMS:
         quic_conn_set_peer_params(conn, w->now, t->data, c->len);
         return true;
+    case STOQ_COMMAND_EARLY_PARAMS:
+        quic_conn_set_early_params(conn, w->now, t->data, c->len);
+        return true;
+    case STOQ_COMMAND_EARLY_ANSWER:
+        quic_conn_early_answered(conn, w->now, c->code != 0);
+        return true;
     case STOQ_COMMAND_HANDSHAKE_COMPLETE:
         return do_handshake_complete(w, wc, t);
     case STOQ_COMMAND_CLOSE:

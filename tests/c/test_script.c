@@ -89,7 +89,7 @@ static void begin(uint64_t seed) {
     memset(ports, 0, sizeof ports);
     memset(scripts, 0, sizeof scripts);
     for (int i = 0; i < 2; i++)
-        sinks[i] = (struct script_sink){&ports[i], put};
+        sinks[i] = (struct script_sink){&ports[i], put, NULL};
     script_start(&scripts[1], true, 0, server_params, sizeof server_params, &sinks[1]);
     script_start(&scripts[0], false, seed, client_params, sizeof client_params, &sinks[0]);
 }

@@ -152,7 +152,7 @@ def test_peers_that_are_missing_say_why(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_handshakes() -> None:
     result = bench("handshake", "--concurrency", "4")
     trial = result["trials"][0]
-    for name in ("in_memory", "aioquic", "sequential", "concurrent"):
+    for name in ("in_memory", "resumed", "aioquic", "sequential", "concurrent", "half_load"):
         figures = trial[name]
         assert figures["failed"] == 0
         assert figures["handshakes"] > 0
@@ -164,6 +164,12 @@ def test_handshakes() -> None:
     assert result["ratio"] == pytest.approx(
         trial["in_memory"]["handshakes_per_second"] / trial["aioquic"]["handshakes_per_second"], 1e-2
     )
+    for key, ours in (("server_ratio", "in_memory"), ("resumed_ratio", "resumed")):
+        rates = trial[ours]["server_per_second"], trial["aioquic"]["server_per_second"]
+        assert result[key] == pytest.approx(rates[0] / rates[1], 1e-2)
+        # A part of the handshake takes no longer than all of it.
+        assert rates[0] >= trial[ours]["handshakes_per_second"]
+    assert trial["half_load"]["rate"] == pytest.approx(trial["concurrent"]["handshakes_per_second"] / 2, 1e-2)
     assert trial["sequential"]["accepted"] == trial["sequential"]["handshakes"]
     assert trial["concurrent"]["concurrency"] == 4
 
