@@ -74,7 +74,8 @@ def test_goodput_under_random_loss(controller: str) -> None:
 @built
 @pytest.mark.parametrize("controller", ["cubic", "bbr"])
 def test_ten_flows_share_a_bottleneck(controller: str) -> None:
-    path = ("--rate-mbps", "50", "--queue-bytes", "125000", "--seconds", "10")
+    # Shares of BBR even out over some cycles of its probing, which take seconds each.
+    path = ("--rate-mbps", "50", "--queue-bytes", "125000", "--seconds", "40")
     result = run(controller, "--flows", "10", *path, "--warm-up", "10")
     shares = mbps(result)
     assert models.jain(shares) >= 0.95
