@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ENGINE = Path(__file__).resolve().parents[2] / "build/bench/engine"
-BASELINE = {"transmit": 319, "receive": 621}  # Instructions a packet of 1,350 bytes.
+BASELINE = {"transmit": 328, "receive": 627}  # Instructions a packet of 1,350 bytes.
 DEARER = 1.05
 CHEAPER = 0.85  # Then BASELINE no longer guards anything: write the new figure down.
 MIB = 32
