@@ -10,6 +10,7 @@
  *      ceiling --connect 2001:db8::2 --core 0 --seconds 5
  *
  * --no-crypto   raw UDP: neither sealed nor masked
+ * --uring       with --backend io_uring: options of ../io/uring_options.h, as no-files,zero-copy=16384
  * --backend     through an I/O backend (io_uring, socket) instead of the plain loop: what the backend itself
  * costs
  *
@@ -52,6 +53,7 @@ struct options {
     uint32_t buffers;        /* The backend's receive buffers; 0 for its default. */
     double seconds;
     bool crypto, json;
+    struct io_uring_options uring;
 };
 
 struct protection {
@@ -180,7 +182,7 @@ static void take_train(const struct protection *p, struct tally *t, uint8_t *dat
 static struct io *backend_open(const struct options *o, struct quic_addr bind) {
     const struct io_ops *ops = io_backend_by_name(o->backend);
     struct io_text why = {{0}};
-    struct io_config config = {.bind = bind, .rx_buffers = o->buffers};
+    struct io_config config = {.bind = bind, .rx_buffers = o->buffers, .uring = o->uring};
     struct io *io = ops != NULL ? ops->open(&config, &why) : NULL;
     if (io == NULL) {
         bench_fail("backend %s: %s", o->backend, ops != NULL ? why.text : "unknown");
@@ -414,6 +416,7 @@ static struct options parse(int argc, char **argv) {
         SECONDS,
         NO_CRYPTO,
         BACKEND,
+        URING,
         BUFFERS,
         PROVIDER,
         JSON
@@ -428,6 +431,7 @@ static struct options parse(int argc, char **argv) {
                                           {"seconds", required_argument, NULL, SECONDS},
                                           {"no-crypto", no_argument, NULL, NO_CRYPTO},
                                           {"backend", required_argument, NULL, BACKEND},
+                                          {"uring", required_argument, NULL, URING},
                                           {"buffers", required_argument, NULL, BUFFERS},
                                           {"provider", required_argument, NULL, PROVIDER},
                                           {"json", no_argument, NULL, JSON},
@@ -468,6 +472,11 @@ static struct options parse(int argc, char **argv) {
             break;
         case BACKEND:
             o.backend = optarg;
+            break;
+        case URING:
+            if (!io_uring_options_parse(optarg, &o.uring)) {
+                bench_fail("--uring %s: see csrc/io/uring_options.h", optarg);
+            }
             break;
         case BUFFERS:
             o.buffers = (uint32_t)bench_number("buffers", optarg, 1, 4096);

@@ -23,6 +23,7 @@
 #include <stdint.h>
 
 #include "../quic/addr.h"
+#include "uring_options.h"
 
 #define IO_TRAIN_BYTES                                                                                       \
     65535 /* Most one train may hold: UDP_SEGMENT's limit less the headers is enforced by io_tx.cap. */
@@ -118,17 +119,18 @@ struct io_queue_stats {
 };
 
 struct io_config {
-    struct quic_addr bind; /* ip :: for any; port 0 for an ephemeral one (read back with local()). */
-    uint32_t ifindex;      /* Bind to this interface only; 0 for any. */
-    uint32_t rx_buffers;   /* Receive buffers of IO_TRAIN_BYTES each; 0 for the default. */
-    uint32_t tx_buffers;   /* Send buffers; 0 for the default. */
-    uint32_t socket_bytes; /* SO_RCVBUF / SO_SNDBUF wish; 0 for the default. */
-    bool reuse_port;       /* Several workers share the port. */
-    uint32_t worker;       /* Ours among them. */
-    int steer_program;     /* SK_REUSEPORT program that picks one by connection id, */
-    int steer_sockets;     /* and its array of sockets, by worker. 0: none. */
-    bool no_gso, no_gro;   /* Switch an offload off: for tests and for devices that get it wrong. */
-    void *backend;         /* Backend-specific part, NULL for none (wire: struct wire_net *). */
+    struct quic_addr bind;         /* ip :: for any; port 0 for an ephemeral one (read back with local()). */
+    uint32_t ifindex;              /* Bind to this interface only; 0 for any. */
+    uint32_t rx_buffers;           /* Receive buffers of IO_TRAIN_BYTES each; 0 for the default. */
+    uint32_t tx_buffers;           /* Send buffers; 0 for the default. */
+    uint32_t socket_bytes;         /* SO_RCVBUF / SO_SNDBUF wish; 0 for the default. */
+    bool reuse_port;               /* Several workers share the port. */
+    uint32_t worker;               /* Ours among them. */
+    int steer_program;             /* SK_REUSEPORT program that picks one by connection id, */
+    int steer_sockets;             /* and its array of sockets, by worker. 0: none. */
+    struct io_uring_options uring; /* io_uring's own. */
+    bool no_gso, no_gro;           /* Switch an offload off: for tests and for devices that get it wrong. */
+    void *backend;                 /* Backend-specific part, NULL for none (wire: struct wire_net *). */
 };
 
 /* Text for people: what was asked for, what was got and why. Written by open and describe. */

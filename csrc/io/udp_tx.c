@@ -47,6 +47,7 @@ struct udp_tx_slot *udp_tx_take(struct udp_tx_pool *p) {
     assert(slot->state == UDP_TX_FREE);
     uint8_t *data = slot->tx.data;
     slot->state = UDP_TX_WORKER;
+    slot->zero_copy = false;
     slot->tx = (struct io_tx){
         .data = data, .cap = UDP_TX_TRAIN_BYTES, .max_segments = p->max_segments, .handle = slot->tx.handle};
     return slot;

@@ -29,6 +29,8 @@ enum udp_tx_state { UDP_TX_FREE, UDP_TX_WORKER, UDP_TX_KERNEL };
 struct udp_tx_slot {
     struct io_tx tx; /* First: the worker's pointer is the slot's. */
     enum udp_tx_state state;
+    bool zero_copy; /* uring_zc.c: how it was sent last; the result, until the buffer comes back. */
+    int result;
     struct msghdr message;
     struct iovec iov;
     struct sockaddr_in6 to;

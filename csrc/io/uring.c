@@ -17,6 +17,8 @@
 
 /* Entries beside the sends: receive re-armed, eventfd read, cancel, and one to spare. */
 #define SPARE_ENTRIES 4
+/* SQPOLL: so long the kernel's thread looks for work before it sleeps. */
+#define SQ_THREAD_IDLE_MS 2
 
 struct io_uring_sqe *uring_sqe(struct uring *u) {
     struct io_uring_sqe *sqe = io_uring_get_sqe(&u->ring);
@@ -53,8 +55,7 @@ void uring_reap(struct uring *u) {
             uring_rx_complete(u, cqe);
             break;
         case URING_TX:
-            u->in_kernel--;
-            udp_tx_complete(&u->tx, &u->tx.slots[data >> URING_TAG_BITS], cqe->res);
+            uring_tx_done(u, &u->tx.slots[data >> URING_TAG_BITS], cqe);
             break;
         case URING_WAKE:
             u->wake_armed = false;
@@ -113,13 +114,18 @@ static int ring_init(struct uring *u, unsigned sq_entries, unsigned cq_entries) 
         IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL,
         0,
     };
+    /* With SQPOLL the kernel's thread runs the task work, and the flags above are refused. */
+    static const unsigned polled = IORING_SETUP_SQPOLL | IORING_SETUP_SUBMIT_ALL;
     int result = -EINVAL;
     for (size_t i = 0; i < sizeof flags / sizeof flags[0] && result == -EINVAL; i++) {
+        unsigned use = u->options.sqpoll ? polled : flags[i];
         /* R_DISABLED (5.10): nothing can be submitted before uring_restrict has said what. */
-        struct io_uring_params params = {.flags = flags[i] | IORING_SETUP_CQSIZE | IORING_SETUP_R_DISABLED,
-                                         .cq_entries = cq_entries};
+        struct io_uring_params params = {.flags = use | IORING_SETUP_CQSIZE | IORING_SETUP_R_DISABLED,
+                                         .cq_entries = cq_entries,
+                                         .sq_thread_idle = SQ_THREAD_IDLE_MS};
         result = io_uring_queue_init_params(sq_entries, &u->ring, &params);
-        u->deferred = (flags[i] & IORING_SETUP_DEFER_TASKRUN) != 0;
+        u->deferred = (use & IORING_SETUP_DEFER_TASKRUN) != 0;
+        u->options.sqpoll = u->options.sqpoll && result == 0;
     }
     return result;
 }
@@ -129,8 +135,9 @@ static int ring_init(struct uring *u, unsigned sq_entries, unsigned cq_entries) 
  * For good; the kernel refuses the rest with EACCES. The system call itself, because Debian's liburing 2.3
  * declares its functions for this and does not export them. */
 static int uring_restrict(struct uring *u) {
-    static const uint8_t operations[] = {IORING_OP_RECVMSG, IORING_OP_SENDMSG, IORING_OP_READ,
-                                         IORING_OP_ASYNC_CANCEL};
+    const uint8_t operations[] = {IORING_OP_RECVMSG, IORING_OP_SENDMSG, IORING_OP_READ,
+                                  IORING_OP_ASYNC_CANCEL,
+                                  u->options.zero_copy_bytes != 0 ? IORING_OP_SENDMSG_ZC : IORING_OP_SENDMSG};
     static const uint8_t registrations[] = {IORING_REGISTER_PBUF_RING, IORING_UNREGISTER_FILES,
                                             IORING_UNREGISTER_RING_FDS};
     struct io_uring_restriction list[sizeof operations + sizeof registrations + 1];
@@ -161,7 +168,8 @@ static bool uring_start(struct uring *u, const struct io_config *config, struct 
     }
     /* Room in the completion queue for everything that can complete at once, so that it never overflows. */
     uint32_t sends = u->tx.count + SPARE_ENTRIES;
-    int result = ring_init(u, sends, sends + uring_rx_count(config->rx_buffers));
+    uint32_t each = u->options.zero_copy_bytes != 0 ? 2 : 1; /* Completions of a send. */
+    int result = ring_init(u, sends, each * sends + uring_rx_count(config->rx_buffers));
     if (result != 0) {
         const char *hint = result == -EPERM    ? " (sysctl kernel.io_uring_disabled, or a seccomp filter)"
                            : result == -ENOSYS ? " (kernel built without it)"
@@ -171,8 +179,12 @@ static bool uring_start(struct uring *u, const struct io_config *config, struct 
         return false;
     }
     u->ring_open = true;
-    io_uring_register_ring_fd(&u->ring); /* 5.18: saves a descriptor look-up a call; nothing lost without. */
-    u->fixed_files = io_uring_register_files(&u->ring, &u->socket.fd, 1) == 0;
+    if (!u->options.no_files) {
+        io_uring_register_ring_fd(&u->ring); /* 5.18: saves a descriptor look-up a call. */
+        u->fixed_files = io_uring_register_files(&u->ring, &u->socket.fd, 1) == 0;
+    }
+    uring_zc_open(u);
+    uring_napi_open(u);
     result = uring_restrict(u);
     if (result != 0) {
         io_text_add(why, "io_uring restrictions: %s (Linux 5.10 has them)", strerror(-result));
@@ -226,6 +238,7 @@ static struct io *uring_open(const struct io_config *config, struct io_text *why
         return NULL;
     }
     u->io.ops = &io_uring_ops;
+    u->options = config->uring;
     u->waker.fd = -1;
     if (!udp_socket_open(&u->socket, config, why)) {
         free(u);
@@ -253,9 +266,10 @@ static void uring_describe(const struct io *io, struct io_text *out) {
     if (u->deferred) {
         io_text_add(out, ", deferred task work");
     }
+    uring_options_describe(u, out);
     io_text_add(out, ", restricted to its own operations, %s pages", pages_kind_name(u->rx.pages.kind));
     udp_socket_describe(&u->socket, u->tx.max_segments, out);
-    if (!u->deferred) {
+    if (!u->deferred && !u->options.sqpoll) {
         io_text_add(out, "; task work not deferred: Linux 6.1 has it");
     }
     udp_tx_describe(&u->tx, out);

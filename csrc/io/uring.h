@@ -1,8 +1,9 @@
-/* The io_uring backend's own state, shared by its three files:
+/* The io_uring backend's own state, shared by its four files:
  *
  *      uring.c     set-up, probing, waiting, waking, taking completions off the ring
  *      uring_rx.c  multishot recvmsg, the buffer ring, arrived trains
  *      uring_tx.c  sendmsg of trains
+ *      uring_zc.c  zero-copy sends, and what else uring_options.h switches
  *
  * One ring carries everything. Its completions are told apart by the tag in user_data:
  *
@@ -22,6 +23,7 @@
 #include "udp_rx.h"
 #include "udp_socket.h"
 #include "udp_tx.h"
+#include "uring_options.h"
 #include "waker.h"
 
 enum uring_tag { URING_RX = 1, URING_TX, URING_WAKE, URING_CANCEL };
@@ -73,8 +75,10 @@ struct uring {
     struct udp_tx_slot *lone; /* Committed since the last flush, when it is the only one; not yet an entry. */
     uint32_t in_kernel;       /* Sends not yet completed. */
     bool wake_armed;
-    bool ring_open, fixed_files;
-    bool deferred; /* IORING_SETUP_DEFER_TASKRUN is in use. */
+    bool ring_open, fixed_files, fixed_buffers;
+    bool deferred;                   /* IORING_SETUP_DEFER_TASKRUN is in use. */
+    struct io_uring_options options; /* As in use: what the kernel refused is off. */
+    uint32_t copied;                 /* Zero-copy sends in a row that the kernel copied. */
 };
 
 static inline uint64_t uring_user_data(enum uring_tag tag, uint32_t index) {
@@ -109,5 +113,14 @@ struct io_tx *uring_tx_acquire(struct io *io);
 void uring_tx_commit(struct io *io, struct io_tx *tx);
 void uring_tx_cancel(struct io *io, struct io_tx *tx);
 void uring_flush(struct io *io);
+void uring_tx_queue(struct uring *u, struct udp_tx_slot *slot); /* As an entry of the ring. */
+
+/* uring_zc.c */
+void uring_zc_open(struct uring *u); /* Before the ring is restricted. */
+void uring_zc_stop(struct uring *u, const char *why);
+void uring_zc_prepare(struct uring *u, struct io_uring_sqe *sqe, struct udp_tx_slot *slot);
+void uring_tx_done(struct uring *u, struct udp_tx_slot *slot, const struct io_uring_cqe *cqe);
+void uring_napi_open(struct uring *u); /* Likewise. */
+void uring_options_describe(const struct uring *u, struct io_text *out);
 
 #endif

@@ -25,9 +25,18 @@ struct io_tx *uring_tx_acquire(struct io *io) {
     return slot != NULL ? &slot->tx : NULL;
 }
 
-static void queue(struct uring *u, struct udp_tx_slot *slot) {
+static bool by_zero_copy(const struct uring *u, const struct udp_tx_slot *slot) {
+    return u->options.zero_copy_bytes != 0 && slot->tx.len >= u->options.zero_copy_bytes;
+}
+
+void uring_tx_queue(struct uring *u, struct udp_tx_slot *slot) {
     struct io_uring_sqe *sqe = uring_sqe(u);
-    io_uring_prep_sendmsg(sqe, u->socket.fd, &slot->message, 0);
+    if (by_zero_copy(u, slot)) {
+        uring_zc_prepare(u, sqe, slot);
+    } else {
+        slot->zero_copy = false;
+        io_uring_prep_sendmsg(sqe, u->socket.fd, &slot->message, 0);
+    }
     uring_use_socket(u, sqe);
     io_uring_sqe_set_data64(sqe, uring_user_data(URING_TX, slot->tx.handle));
     u->in_kernel++;
@@ -39,15 +48,16 @@ void uring_tx_commit(struct io *io, struct io_tx *tx) {
     if (!udp_tx_prepare(&u->tx, slot)) {
         return;
     }
-    if (u->lone == NULL && u->in_kernel == 0) { /* Sends that wait for room must not be overtaken. */
+    if (u->lone == NULL && u->in_kernel == 0 && !u->options.no_direct &&
+        !by_zero_copy(u, slot)) { /* Sends that wait for room must not be overtaken. */
         u->lone = slot;
         return;
     }
     if (u->lone != NULL) {
-        queue(u, u->lone);
+        uring_tx_queue(u, u->lone);
         u->lone = NULL;
     }
-    queue(u, slot);
+    uring_tx_queue(u, slot);
 }
 
 void uring_tx_cancel(struct io *io, struct io_tx *tx) {
@@ -61,7 +71,7 @@ static void send_lone(struct uring *u) {
     ssize_t sent = sendmsg(u->socket.fd, &slot->message, MSG_DONTWAIT);
     u->stats.syscalls++;
     if (sent < 0 && errno == EAGAIN) {
-        queue(u, slot);
+        uring_tx_queue(u, slot);
     } else {
         udp_tx_complete(&u->tx, slot, sent < 0 ? -errno : (int)sent);
     }

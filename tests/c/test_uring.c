@@ -127,7 +127,8 @@ static void expect_train(struct io *io, uint32_t len, uint16_t segment, uint32_t
     }
 }
 
-static void trains(const char *backend) {
+/* With these options of io_uring's at the sender. */
+static void trains_by(const char *backend, struct io_uring_options options) {
     static const struct {
         uint32_t len;
         uint16_t segment;
@@ -144,7 +145,8 @@ static void trains(const char *backend) {
                   {9000, 9000},
                   {7 * 8952, 8952},
                   {UDP_TX_TRAIN_BYTES, UDP_TX_TRAIN_BYTES}};
-    struct io *a = open_loopback(backend), *b = open_loopback(backend);
+    struct io *a = open_io(backend, (struct io_config){.bind = loopback(0), .uring = options});
+    struct io *b = open_loopback(backend);
     uint64_t packets = 0, bytes = 0;
     const uint32_t count = sizeof trains / sizeof trains[0];
     for (uint32_t i = 0; i < count; i++) {
@@ -166,11 +168,66 @@ static void trains(const char *backend) {
             }
         }
     }
+    for (int64_t end = now_ns() + 5 * SECOND_NS; stats_of(a).tx_packets < packets && now_ns() < end;) {
+        a->ops->wait(a, SECOND_NS / 1000); /* Zero copy and SQPOLL complete in their own time. */
+    }
     struct io_stats sa = stats_of(a), sb = stats_of(b);
     REQUIRE(sa.tx_packets == packets && sa.tx_bytes == bytes && sa.tx_trains == count + 200 &&
             sa.tx_errors == 0);
     REQUIRE(sb.rx_packets == packets && sb.rx_bytes == bytes && sb.rx_errors == 0);
     REQUIRE(sb.rx_trains == count + 200); /* On loopback a train comes through in one piece. */
+    a->ops->close(a);
+    b->ops->close(b);
+}
+
+static void trains(const char *backend) {
+    trains_by(backend, (struct io_uring_options){0});
+}
+
+/* Every option carries the same bytes, in order, and gives every buffer back. */
+static void uring_options(void) {
+    static const char *const lists[] = {"no-files",
+                                        "no-direct",
+                                        "zero-copy=1,keep-zero-copy",
+                                        "zero-copy=1,keep-zero-copy,no-buffers",
+                                        "zero-copy=4096",
+                                        "sqpoll",
+                                        "napi=20",
+                                        "sqpoll,zero-copy=2000,keep-zero-copy,no-files,no-direct,napi=1"};
+    for (size_t i = 0; i < sizeof lists / sizeof lists[0]; i++) {
+        struct io_uring_options options;
+        check_note("%s", lists[i]);
+        REQUIRE(io_uring_options_parse(lists[i], &options));
+        trains_by("io_uring", options);
+    }
+    static const char *const wrong[] = {
+        "fast", "no-file", "zero-copy=", "zero-copy=x", "napi=5000000000", "no-filesx"};
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        struct io_uring_options options;
+        check_note("%s", wrong[i]);
+        CHECK(!io_uring_options_parse(wrong[i], &options));
+    }
+}
+
+/* On loopback the kernel copies all the same; that is noticed and said, and nothing is lost by the change. */
+static void uring_zero_copy_in_vain(void) {
+    struct io *a =
+        open_io("io_uring", (struct io_config){.bind = loopback(0), .uring.zero_copy_bytes = 3000});
+    struct io *b = open_loopback("io_uring");
+    bool supported = strstr(describe(a).text, "zero copy from 3000 bytes") != NULL;
+    REQUIRE(supported || strstr(describe(a).text, "zero copy off: Linux 6.1") != NULL);
+    for (uint32_t i = 0; i < 200; i++) {
+        send_train(a, local_of(b), i % 2 ? 5000 : 1000, 1000, 0, i);
+        a->ops->flush(a);
+        expect_train(b, i % 2 ? 5000 : 1000, 1000, i, 5000);
+    }
+    for (int64_t end = now_ns() + 5 * SECOND_NS; supported && now_ns() < end;) {
+        if (strstr(describe(a).text, "zero copy off: the kernel copies") != NULL)
+            break;
+        a->ops->wait(a, SECOND_NS / 100); /* For completions. */
+    }
+    CHECK(strstr(describe(a).text, "zero copy off") != NULL);
+    CHECK(stats_of(a).tx_errors == 0);
     a->ops->close(a);
     b->ops->close(b);
 }
@@ -648,6 +705,8 @@ static const struct check_case cases[] = {
     {"udp_eio_fallback", eio_fallback},
     {"uring_described", uring_described},
     {"uring_trains", uring_trains},
+    {"uring_options", uring_options},
+    {"uring_zero_copy_in_vain", uring_zero_copy_in_vain},
     {"uring_ecn_and_addresses", uring_ecn_and_addresses},
     {"uring_reuse_port", uring_reuse_port},
     {"uring_waking", uring_waking},
