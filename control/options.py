@@ -55,6 +55,9 @@ class NodeOptions:
     xsk_mode: str = XSK_MODES[0]
     first_queue: int = 0
     busy_budget: int = 0
+    sqpoll: bool = False
+    zero_copy: int = 0
+    napi_us: int = 0
     idle_timeout: float = 0.0
     resumption: bool = False
     max_datagram: int = 0
@@ -120,6 +123,9 @@ class NodeOptions:
             xsk_mode=self.xsk_mode,
             first_queue=self.first_queue,
             busy_budget=self.busy_budget,
+            sqpoll=self.sqpoll,
+            zero_copy_bytes=self.zero_copy,
+            napi_us=self.napi_us,
             congestion=next(c for c in CongestionController if c.key == self.congestion),
             idle_timeout=self.idle_timeout,
             max_datagram=self.max_datagram,
@@ -216,6 +222,23 @@ _NODE = [
         "--resumption",
         is_flag=True,
         help="Issue session tickets and resume sessions: no certificates are exchanged again for an hour.",
+    ),
+    click.option(
+        "--sqpoll", is_flag=True, help="io_uring: a kernel thread submits; wants a core of its own."
+    ),
+    click.option(
+        "--zero-copy",
+        type=click.IntRange(0, 65535),
+        default=0,
+        metavar="BYTES",
+        help="io_uring: trains of so many bytes go by zero copy, unless the kernel copies all the same.",
+    ),
+    click.option(
+        "--napi-us",
+        type=click.IntRange(0, 1_000_000),
+        default=0,
+        metavar="US",
+        help="io_uring: before it sleeps a worker polls the device's queue so long.",
     ),
     click.option(
         "--idle-timeout", type=click.FloatRange(0), default=0.0, help="Seconds; 0: the engine's default, 30."

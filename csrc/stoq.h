@@ -76,6 +76,7 @@ struct stoq_config {
     bool test_profile; /* Serve `perf` in C when the handshake chose that ALPN. */
     bool busy_poll;    /* Never sleep. */
     bool no_gso, no_gro, no_pacing, no_ecn, no_ack_frequency;
+    bool sqpoll;        /* io_uring: a kernel thread submits. */
     bool no_sandbox;    /* No seccomp filter on the workers: for sanitizers and debuggers. */
     bool guard;         /* Attach the XDP guard to `ifindex`; afxdp always does. */
     uint8_t xdp_mode;   /* STOQ_XDP_ */
@@ -89,6 +90,8 @@ struct stoq_config {
     uint32_t socket_bytes;
     uint32_t first_queue; /* afxdp: worker i takes queue first_queue + i of `ifindex`. */
     uint32_t busy_budget; /* afxdp: packets one busy-poll call may handle; 0: no preferred busy polling. */
+    uint32_t zero_copy_bytes; /* io_uring: trains of so many bytes go by zero copy; 0: none. */
+    uint32_t napi_us;         /* io_uring: a sleeper polls the device's queue so long first; 0: not. */
     uint32_t guard_cids; /* Connection ids a worker may have before the guard takes some strangers' for known;
                             65536. */
     uint64_t initial_rtt_ns;

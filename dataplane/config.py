@@ -35,6 +35,9 @@ class Config:
     xsk_mode: str = "auto"  # afxdp: copy or zero-copy; auto: the better one there is.
     first_queue: int = 0  # afxdp: worker i takes queue first_queue + i.
     busy_budget: int = 0  # afxdp: packets a busy-poll call may handle; 0: no preferred busy polling.
+    sqpoll: bool = False  # io_uring: a kernel thread submits; wants a core of its own.
+    zero_copy_bytes: int = 0  # io_uring: trains of so many bytes go by zero copy; 0: none.
+    napi_us: int = 0  # io_uring: a sleeping worker polls the device's queue so long first.
     guard_cids: int = 0
     retry_always: bool = False
     test_profile: bool = False  # `perf` may be served in C.
@@ -101,6 +104,7 @@ class Config:
 
 _SAME = (
     "max_workers", "ifindex", "guard", "first_queue", "busy_budget", "guard_cids",
+    "sqpoll", "zero_copy_bytes", "napi_us",
     "server", "retry_always", "test_profile", "busy_poll", "no_gso", "no_gro", "no_pacing",
     "no_ecn", "no_ack_frequency", "no_sandbox", "uid", "gid", "max_datagram", "max_datagram_frame",
     "max_connections",

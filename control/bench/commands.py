@@ -12,7 +12,18 @@ from typing import Any, TypeVar
 import click
 
 from control import devcerts
-from control.bench import congestion, engine, handshake, idle, latency, packets, peers, throughput, window
+from control.bench import (
+    congestion,
+    engine,
+    handshake,
+    idle,
+    latency,
+    packets,
+    peers,
+    throughput,
+    window,
+    wire,
+)
 from control.bench.report import rounded
 from control.bench.throughput import Bench, Settings
 from control.console import Output, run_async
@@ -246,6 +257,17 @@ def packets_command(
     """Packets a second and round trips of a backend without QUIC, beside the least that AF_XDP costs."""
     output = _output(output, json_lines)
     main = _bench(output, Settings(**options), cores, "packets", packets.measure, packets.rows)
+    raise SystemExit(run_async(output, main))
+
+
+@bench_group.command("wire")
+@_common
+@_MTU
+@click.pass_obj
+def wire_command(output: Output, /, json_lines: bool, cores: tuple[int, int] | None, **options: Any) -> None:
+    """Trains through the kernel without QUIC: io_uring with each of its options beside plain system calls."""
+    output = _output(output, json_lines)
+    main = _bench(output, Settings(**options), cores, "wire", wire.measure, wire.rows)
     raise SystemExit(run_async(output, main))
 
 

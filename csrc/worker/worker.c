@@ -90,18 +90,20 @@ struct io *worker_open_backend(struct worker *w, const struct quic_addr *bind, s
         xsk.driver_checksum = w->driver_checksum;
         xsk.xsks_fd = guard_xsks_fd(w->guard);
     }
-    struct io_config io = {.bind = *bind,
-                           .ifindex = c->ifindex,
-                           .rx_buffers = c->io_buffers,
-                           .tx_buffers = c->io_buffers,
-                           .socket_bytes = c->socket_bytes,
-                           .reuse_port = c->max_workers > 1 && (c->server || bind->port != 0),
-                           .worker = w->index,
-                           .steer_program = w->steer ? steer_program_fd(w->steer) : 0,
-                           .steer_sockets = w->steer ? steer_sockets_fd(w->steer) : 0,
-                           .no_gso = c->no_gso,
-                           .no_gro = c->no_gro,
-                           .backend = w->backend == &io_afxdp_ops ? &xsk : w->io_backend};
+    struct io_config io = {
+        .bind = *bind,
+        .ifindex = c->ifindex,
+        .rx_buffers = c->io_buffers,
+        .tx_buffers = c->io_buffers,
+        .socket_bytes = c->socket_bytes,
+        .reuse_port = c->max_workers > 1 && (c->server || bind->port != 0),
+        .worker = w->index,
+        .steer_program = w->steer ? steer_program_fd(w->steer) : 0,
+        .steer_sockets = w->steer ? steer_sockets_fd(w->steer) : 0,
+        .uring = {.zero_copy_bytes = c->zero_copy_bytes, .napi_us = c->napi_us, .sqpoll = c->sqpoll},
+        .no_gso = c->no_gso,
+        .no_gro = c->no_gro,
+        .backend = w->backend == &io_afxdp_ops ? &xsk : w->io_backend};
     return w->backend->open(&io, why);
 }
 
