@@ -25,7 +25,7 @@ from dataplane.datapath import FailureCallback
 from dataplane.guard import MODES
 from dataplane.tables import CongestionController
 
-BUSY_BACKEND = "socket"  # Who never sleeps has a datagram soonest by asking for it (decision 12).
+BUSY_BACKEND = "socket"  # Who never sleeps has a datagram soonest by asking for it (decision 15).
 F = TypeVar("F", bound=Callable[..., Any])
 
 FILE = click.Path(path_type=Path)
@@ -38,7 +38,7 @@ class NodeOptions:
     cert: Path | None = None
     key: Path | None = None
     ca: Path | None = None
-    backend: str | None = None  # None: what is fastest here (decision 12).
+    backend: str | None = None  # None: what is fastest here (decision 15).
     crypto: str = "auto"
     core: tuple[int, ...] = ()
     cipher: str | None = None

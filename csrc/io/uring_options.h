@@ -1,4 +1,4 @@
-/* What of io_uring can be switched, and what is on unless it is: docs/decisions/0012 has the measurements.
+/* What of io_uring can be switched, and what is on unless it is: docs/decisions/0015 has the measurements.
  * The zero value is the default. `stoq bench wire` compares them.
  *
  *                        default   registered with the kernel at open()?
