@@ -25,6 +25,7 @@ from dataplane.datapath import FailureCallback
 from dataplane.guard import MODES
 from dataplane.tables import CongestionController
 
+BUSY_BACKEND = "socket"  # Who never sleeps has a datagram soonest by asking for it (decision 15).
 F = TypeVar("F", bound=Callable[..., Any])
 
 FILE = click.Path(path_type=Path)
@@ -37,7 +38,7 @@ class NodeOptions:
     cert: Path | None = None
     key: Path | None = None
     ca: Path | None = None
-    backend: str = BACKENDS[0]
+    backend: str | None = None  # None: what is fastest here (decision 15).
     crypto: str = "auto"
     core: tuple[int, ...] = ()
     cipher: str | None = None
@@ -107,7 +108,7 @@ class NodeOptions:
             server=listen is not None,
             bind=bind,
             cores=self.core or (-1,),
-            backend=self.backend,
+            backend=self.backend or (BUSY_BACKEND if self.busy_poll else BACKENDS[0]),
             crypto=self.crypto,
             busy_poll=self.busy_poll,
             no_gso=self.no_gso,
@@ -169,7 +170,9 @@ _NODE = [
     click.option("--key", type=FILE, help="Our private key, PEM."),
     click.option("--ca", type=FILE, help="Certificate authorities we trust, PEM."),
     click.option(
-        "--backend", type=click.Choice(BACKENDS), default=BACKENDS[0], show_default=True, help="Packet I/O."
+        "--backend",
+        type=click.Choice(BACKENDS),
+        help=f"Packet I/O; by default {BACKENDS[0]}, with --busy-poll {BUSY_BACKEND}.",
     ),
     click.option("--crypto", type=click.Choice(CRYPTO_PROVIDERS), default="auto", show_default=True),
     click.option("--core", type=int, multiple=True, help="Pin a worker to this core; once for each worker."),

@@ -28,6 +28,7 @@ from control.bench.report import rounded
 from control.bench.throughput import Bench, Settings
 from control.console import Output, run_async
 from control.handshake.policy import CIPHERS
+from control.options import BUSY_BACKEND
 from control.run import places
 from dataplane.config import BACKENDS, CRYPTO_PROVIDERS
 from dataplane.tables import CongestionController
@@ -204,7 +205,7 @@ def handshake_command(
 @bench_group.command("latency")
 @_common
 @_MTU
-@_backend(BACKENDS)
+@_backend((BUSY_BACKEND, *(name for name in BACKENDS if name != BUSY_BACKEND)))
 @click.pass_obj
 def latency_command(
     output: Output, /, json_lines: bool, cores: tuple[int, int] | None, **options: Any

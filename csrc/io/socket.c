@@ -43,6 +43,9 @@ struct plain {
     uint32_t
         *committed; /* FIFO of send slots, tx.count entries; head and tail run free, modulo tx.count below. */
     uint64_t committed_head, committed_tail;
+    /* The last look brought something. Else the next asks for one train only: a batch would look a second
+     * time after the first, on the way of an answer that somebody waits for. */
+    bool rx_dense;
     bool rx_starved; /* No buffer was free at the last rx(): wait() must not wait for what could not be taken.
                       */
 };
@@ -59,6 +62,7 @@ static int plain_rx(struct io *io, struct io_rx *out, int max) {
         return 0;
     }
     want = want < p->rx_free_count ? want : p->rx_free_count;
+    want = p->rx_dense || want == 0 ? want : 1;
     for (uint32_t i = 0; i < want; i++) {
         uint32_t b = buffers[i] = p->rx_free[p->rx_free_count - 1 - i];
         iov[i] = (struct iovec){p->rx_pages.base + (size_t)b * RX_STRIDE_BYTES, IO_TRAIN_BYTES};
@@ -71,6 +75,7 @@ static int plain_rx(struct io *io, struct io_rx *out, int max) {
     }
     int got = want == 0 ? 0 : recvmmsg(p->socket.fd, messages, want, MSG_DONTWAIT, NULL);
     p->stats.syscalls += want != 0;
+    p->rx_dense = got > 0;
     if (got < 0) {
         if (errno != EAGAIN && errno != EINTR) {
             p->stats.rx_errors++; /* A socket error, say from ICMP: reported once, the socket goes on. */

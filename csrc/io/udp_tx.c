@@ -103,7 +103,8 @@ static void fill_message(struct udp_tx_slot *slot, uint32_t offset, uint32_t len
 static void count_result(struct udp_tx_pool *p, int result, uint32_t packets) {
     if (result < 0) {
         p->stats->tx_errors++;
-        p->last_error = -result;
+        if (result != -EMSGSIZE) /* A probe of the path's MTU that the link itself refuses: no trouble. */
+            p->last_error = -result;
         return;
     }
     p->stats->tx_trains++;

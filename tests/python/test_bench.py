@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from aioquic.quic.configuration import QuicConfiguration
 
-from control.bench import handshaker, packets, peers, processes, report, throughput, yardsticks
+from control.bench import handshaker, packets, peers, processes, report, throughput, wire, yardsticks
 from control.console import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from control.netns import Pair, can_make_namespaces
 from control.perf import merged
@@ -373,3 +373,17 @@ def test_connections_at_the_same_time_are_added_up() -> None:
     one = PerfResult(10, 100, 3, 2.0, 0.1, 0.2, 0.3, 0.4, 0.5)
     two = PerfResult(20, 50, 4, 1.0, 0.05, 0.3, 0.2, 0.6, 0.1)
     assert merged([one, two]) == PerfResult(30, 150, 7, 2.0, 0.05, 0.3, 0.3, 0.6, 0.5)
+
+
+@built
+@pytest.mark.slow
+def test_wire_with_every_option() -> None:
+    result = bench("wire")
+    variants = result["variants"]
+    assert variants.keys() == {v.name for v in wire.VARIANTS} | {f"trains of {n}" for n in wire.TRAINS}
+    assert variants[wire.PLAIN]["ratio"] == 1
+    for name, found in variants.items():
+        assert found["gbps"] > 0, name
+        assert found["rx_cpu_ns"] > 0 and found["tx_cpu_ns"] > 0, name
+        assert len(result["trials"][0][name]["runs"]) == 2, name
+    assert variants["trains of 32"]["tx_cpu_ns"] < variants["trains of 1"]["tx_cpu_ns"]
