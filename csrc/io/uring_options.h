@@ -2,11 +2,11 @@
  * The zero value is the default; `stoq bench wire` compares them. All that is registered is registered at
  * open(), before the worker's seccomp filter.
  *
- *      file and ring descriptor   on    no look-up of either in each call
- *      lone trains direct         on    a flush of one train is a sendmsg(2)
- *      zero copy                  off   IORING_OP_SENDMSG_ZC (6.1), send buffers registered where that goes
- * (6.15) SQPOLL                     off   a kernel thread submits; task work is not deferred then NAPI busy
- * polling          off   IORING_REGISTER_NAPI (6.9): a sleeping worker polls the device's queue first
+ *      file and ring fd     on    no look-up of either in each call
+ *      lone trains direct   on    a flush of one train is a sendmsg(2)
+ *      zero copy            off   IORING_OP_SENDMSG_ZC (6.1); send buffers registered where that goes
+ *      SQPOLL               off   a kernel thread submits; task work is not deferred then
+ *      NAPI busy polling    off   IORING_REGISTER_NAPI (6.9): a sleeper polls the device's queue first
  */
 #ifndef STOQ_IO_URING_OPTIONS_H
 #define STOQ_IO_URING_OPTIONS_H
