@@ -6,8 +6,8 @@ factory = TlsFactory(HandshakeConfig(credentials=credentials, trust=trust))
 """
 
 from control.handshake.credentials import Credentials, Trust, load_credentials, load_trust
+from control.handshake.factory import TlsFactory
 from control.handshake.policy import HandshakeConfig, Profile
-from control.handshake.session import TlsFactory
 
 __all__ = [
     "Credentials",

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from control.devcerts import issue, make_authority
-from control.handshake import HandshakeConfig, session
-from control.handshake.session import TlsFactory
+from control.handshake import HandshakeConfig, shared
+from control.handshake.factory import TlsFactory
 from control.handshake.verdicts import Verdict, VerdictCache, validity, verdict_key
 from control.handshake.verify import verify_chain
 from dataplane.handshake import PeerIdentity
@@ -28,7 +28,7 @@ def test_a_chain_is_verified_once(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> 
         calls.append(1)
         verify_chain(*arguments, **named)
 
-    monkeypatch.setattr(session, "verify_chain", counted)
+    monkeypatch.setattr(shared, "verify_chain", counted)
     client, server = TlsFactory(pki.client), TlsFactory(pki.server)
     for _ in range(3):
         pair = Loopback(client, server).run()
