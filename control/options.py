@@ -13,8 +13,16 @@ import click
 
 from control import privileges
 from control.console import Output
-from control.handshake import HandshakeConfig, Profile, TlsFactory, load_credentials, load_trust
+from control.handshake import (
+    HandshakeConfig,
+    ProcessFactory,
+    Profile,
+    TlsFactory,
+    load_credentials,
+    load_trust,
+)
 from control.handshake.policy import CIPHERS
+from control.handshake.processes import MAX_PROCESSES
 from control.local import place
 from control.local.keylog import KeyLog
 from control.local.server import control_socket
@@ -23,6 +31,7 @@ from dataplane import STOQ_PORT, Address, Config, ConfigError, Datapath, parse_a
 from dataplane.config import BACKENDS, CRYPTO_PROVIDERS, XSK_MODES
 from dataplane.datapath import FailureCallback
 from dataplane.guard import MODES
+from dataplane.handshake import HandshakeFactory
 from dataplane.tables import CongestionController
 
 BUSY_BACKEND = "socket"  # Who never sleeps has a datagram soonest by asking for it (decision 15).
@@ -61,6 +70,7 @@ class NodeOptions:
     napi_us: int = 0
     idle_timeout: float = 0.0
     resumption: bool = False
+    handshake_processes: int = 0
     max_datagram: int = 0
     retry: bool = False
     profile: str = Profile.NORMAL.value
@@ -73,21 +83,34 @@ class NodeOptions:
         self.key_log = KeyLog() if self.allow_secrets else None
 
     def handshakes(self, alpns: tuple[str, ...]) -> TlsFactory:
-        """The TLS side. Raises CredentialsError or ConfigError."""
+        """The TLS side, in this process. Raises CredentialsError or ConfigError."""
+        return TlsFactory(self.handshake_config(alpns))
+
+    def _server_handshakes(self, config: HandshakeConfig) -> HandshakeFactory:
+        if config.credentials is None:
+            raise ConfigError("a server needs --cert and --key (make some with `stoq dev-certs DIR`)")
+        if self.handshake_processes == 0:
+            return TlsFactory(config)
+        privileges.identity(self.user)  # A mistake is told before processes are started.
+        try:
+            return ProcessFactory(config, self.handshake_processes, user=self.user, drop=True)
+        except OSError as error:
+            raise ConfigError(f"the handshake processes cannot be started: {error}") from None
+
+    def handshake_config(self, alpns: tuple[str, ...]) -> HandshakeConfig:
+        """How handshakes are made. Raises CredentialsError or ConfigError."""
         if (self.cert is None) != (self.key is None):
             raise ConfigError("--cert and --key belong together: name both")
         credentials = load_credentials(self.cert, self.key) if self.cert and self.key else None
-        return TlsFactory(
-            HandshakeConfig(
-                credentials=credentials,
-                trust=load_trust(self.ca) if self.ca else None,
-                alpns=alpns,
-                profile=Profile(self.profile),
-                ciphers=(self.cipher,) if self.cipher else tuple(CIPHERS),
-                insecure=self.insecure,
-                resumption=self.resumption,
-                key_log=self.key_log.add if self.key_log else None,
-            )
+        return HandshakeConfig(
+            credentials=credentials,
+            trust=load_trust(self.ca) if self.ca else None,
+            alpns=alpns,
+            profile=Profile(self.profile),
+            ciphers=(self.cipher,) if self.cipher else tuple(CIPHERS),
+            insecure=self.insecure,
+            resumption=self.resumption,
+            key_log=self.key_log.add if self.key_log else None,
         )
 
     def ifindex(self) -> int:
@@ -145,9 +168,8 @@ class NodeOptions:
     ) -> Datapath:
         """A datapath, not yet open. A server without a certificate is refused here."""
         config = self.config(listen=listen, **more)
-        handshakes = self.handshakes(alpns)
-        if listen is not None and handshakes.config.credentials is None:
-            raise ConfigError("a server needs --cert and --key (make some with `stoq dev-certs DIR`)")
+        settings = self.handshake_config(alpns)
+        handshakes = TlsFactory(settings) if listen is None else self._server_handshakes(settings)
         return Datapath(config, handshakes, on_failure=on_failure)
 
     def local(
@@ -225,6 +247,13 @@ _NODE = [
         "--resumption",
         is_flag=True,
         help="Issue session tickets and resume sessions: no certificates are exchanged again for an hour.",
+    ),
+    click.option(
+        "--handshake-processes",
+        type=click.IntRange(0, MAX_PROCESSES),
+        default=0,
+        metavar="N",
+        help="A listening node makes its TLS handshakes in so many processes; 0: in its own.",
     ),
     click.option(
         "--sqpoll", is_flag=True, help="io_uring: a kernel thread submits; wants a core of its own."

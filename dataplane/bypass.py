@@ -1,8 +1,8 @@
 """What a datapath that goes past the kernel learns from it: the kernel's tables, told to workers and guard.
 
-    KernelTables ──route, neighbour──▶ a command to every worker of an AF_XDP datapath
-                 ──address──────────▶ the guard: at which addresses STOQ is served by its interface
-                 ──link─────────────▶ the log: an interface that goes away takes its queues with it
+KernelTables ──route, neighbour──▶ a command to every worker of an AF_XDP datapath
+             ──address──────────▶ the guard: at which addresses STOQ is served by its interface
+             ──link─────────────▶ the log: an interface that goes away takes its queues with it
 """
 
 from __future__ import annotations

@@ -252,7 +252,9 @@ class Connection:
         if self.error is not None:
             return
         self.error = error
-        self.handshake = None
+        if self.handshake is not None:
+            self.handshake.end()
+            self.handshake = None
         for stream in list(self._streams.values()):
             if stream.can_read:
                 stream.receiver.on_error(error, keep_data=True)

@@ -80,6 +80,14 @@ class Datapath:
 
     async def open(self) -> None:
         """Start the workers. Raises DatapathError (what failed and what to do about it) or ConfigError."""
+        try:
+            await self._handshakes.open()
+            await self._start()
+        except BaseException:
+            self._handshakes.close()
+            raise
+
+    async def _start(self) -> None:
         c_config, keep = to_c(self.config)
         error = ffi.new("struct stoq_error *")
         self._loop = asyncio.get_running_loop()
@@ -165,6 +173,7 @@ class Datapath:
         self._handle = None
         self._guard = None
         self._accepted.put_nowait(None)
+        self._handshakes.close()
 
     async def __aenter__(self) -> Datapath:
         await self.open()
@@ -468,6 +477,11 @@ class Datapath:
             for port in self._ports
             if lib.stoq_queue_statistics(self._open_handle(), port.worker, out)
         ]
+
+    @property
+    def handshakes(self) -> dict[str, int]:
+        """What the TLS side says of itself."""
+        return self._handshakes.report()
 
     @property
     def cores(self) -> list[int]:

@@ -145,9 +145,7 @@ class Guard:
     def unblock(self, prefix: str) -> bool:
         """True if exactly this prefix was blocked."""
         network = parse_prefix(prefix)
-        return bool(
-            lib.stoq_guard_unblock(self._handle(), network.network_address.packed, network.prefixlen)
-        )
+        return bool(lib.stoq_guard_unblock(self._handle(), network.network_address.packed, network.prefixlen))
 
     def blocks(self) -> list[Block]:
         """All that are in force."""

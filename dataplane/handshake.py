@@ -106,9 +106,21 @@ class Handshake(Protocol):
     def receive(self, level: Level, data: bytes) -> None:
         """CRYPTO bytes in order."""
 
+    def end(self) -> None:
+        """The connection is over: the sink wants to hear no more."""
+
 
 class HandshakeFactory(Protocol):
     """Makes a handshake for each connection."""
+
+    async def open(self) -> None:
+        """Before the first handshake, in the loop that will run them. Raises DatapathError."""
+
+    def close(self) -> None:
+        """After the last, and when open() failed. Idempotent."""
+
+    def report(self) -> dict[str, int]:
+        """Figures for operators."""
 
     def client(self, sink: HandshakeSink, target: Target) -> Handshake:
         """For a connection we open."""

@@ -8,6 +8,8 @@ One trial, in this order:
       aioquic      its own QuicConnection at both ends, datagrams handed over in memory, mutual TLS
       sequential   ours over the wire, one connection at a time: the latency of a handshake
       concurrent   ours over the wire, several at a time: what the slower side's core can do
+      process      one handshake process answering a ClientHello again and again, any core
+      processes    two of them
       half load    ours over the wire, begun at fixed times at half the concurrent rate: how long one waits
 
 Certificates are ECDSA P-256 at all ends. `control.bench.handshaker` says what exactly is timed.
@@ -15,6 +17,7 @@ Certificates are ECDSA P-256 at all ends. `control.bench.handshaker` says what e
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -31,6 +34,11 @@ SERVER_RATIO = (
     "median over trials of the servers' rates within the trial, each from its own share of a handshake: of "
     "aioquic the server's calls, of ours all but the client's control plane; resumed: ours / aioquic full"
 )
+PROCESSES = ("process", "processes")  # One, two.
+PROCESSES_RATIO = (
+    "median over trials of the first flights a second of two handshake processes / of one within the trial; "
+    "the process that hands out the work needs a core too"
+)
 KEPT = (
     "handshakes",
     "failed",
@@ -44,12 +52,12 @@ KEPT = (
 )
 
 
-async def _in_memory(bench: Bench, what: str, *more: str) -> dict[str, Any]:
-    """`simulate` or `aioquic` on the client's core."""
+async def _in_memory(bench: Bench, what: str, *more: str, pinned: bool = True) -> dict[str, Any]:
+    """`simulate` or `aioquic` on the client's core, or a program that is not pinned."""
     argv = python(
         MODULE, what, "--certs", str(bench.certs), "--seconds", f"{bench.settings.seconds:g}", *more
     )
-    async with running(what, Place(None, "", bench.client.core), argv) as program:
+    async with running(what, Place(None, "", bench.client.core if pinned else -1), argv) as program:
         return _kept(await program.until("result"))
 
 
@@ -97,6 +105,9 @@ async def measure(bench: Bench, concurrency: int) -> dict[str, Any]:
         "concurrent": lambda: _over_the_wire(bench, concurrency),
         "half_load": lambda: _over_the_wire(bench, 1, trial["concurrent"]["handshakes_per_second"] / 2),
     }
+    for count, name in enumerate(PROCESSES, 1):
+        more = ("processes", "--count", str(count))
+        contenders[name] = functools.partial(_in_memory, bench, *more, pinned=False)
     if not settings.compare:
         del contenders["aioquic"]
     described = environment.environment(bench.client, bench.server, settings.mtu)
@@ -136,6 +147,8 @@ async def measure(bench: Bench, concurrency: int) -> dict[str, Any]:
         "server_ratio": pairwise(trials, "in_memory", "aioquic", "server_per_second") if compared else None,
         "resumed_ratio": pairwise(trials, "resumed", "aioquic", "server_per_second") if compared else None,
         "server_ratio_is": SERVER_RATIO,
+        "processes_ratio": pairwise(trials, "processes", "process", "handshakes_per_second"),
+        "processes_ratio_is": PROCESSES_RATIO,
         **{name: figures_of(name) for name in contenders},
         "settings": {"seconds": settings.seconds, "concurrency": concurrency},
         "trials": trials,
@@ -150,6 +163,8 @@ TITLES = {
     "sequential": "ours over the wire, one at a time",
     "concurrent": "ours over the wire, several at a time",
     "half_load": "ours over the wire, at half that rate",
+    "process": "first flights of one handshake process",
+    "processes": "first flights of two handshake processes",
 }
 
 
@@ -167,6 +182,7 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
                 for key, digits in (("handshakes_per_second", 0), ("p50_ms", 2), ("p99_ms", 2))
             )
             lines.append((title, f"{rate}/s; p50 {p50} ms, p99 {p99} ms"))
+    lines.append(("ratio, two processes to one", f"{report['processes_ratio']:.2f}"))
     if report["ratio"] is not None:
         for name, title in SERVERS.items():
             rate, p50 = (

@@ -6,6 +6,7 @@ several at a time.
         connect  --certs DIR --to [ADDRESS]:PORT --seconds 3 --concurrency 8 | --rate 100 [--alpn perf]
         simulate --certs DIR --seconds 3 [--resumption]   ours, both ends in this thread, in memory
         aioquic  --certs DIR --seconds 3     aioquic's QuicConnection, the same way
+        processes --certs DIR --seconds 3 --count 2    first flights of handshake processes
 
 Every line on standard output is a JSON object, as from `stoq --json`. DIR is as `stoq dev-certs` writes it
 for `client` and `server`. In all of them both ends show an ECDSA P-256 certificate; ours verify each
@@ -34,9 +35,11 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted
 
+from control.bench.flights import first_flights
 from control.bench.report import quantile
 from control.console import Output, run_async, until_signal
 from control.handshake.policy import ALPN_PERF, ALPN_POLICIES, ALPN_STOQ, Profile
+from control.handshake.processes import MAX_PROCESSES
 from control.handshake.session import TlsSession
 from control.options import FILE, NodeOptions
 from control.report import datapath_report
@@ -327,6 +330,22 @@ def simulate_command(certs: Path, seconds: float, resumption: bool) -> None:
 def aioquic_command(certs: Path, seconds: float) -> None:
     """aioquic in memory."""
     _in_memory(aioquic, certs, seconds)
+
+
+def processes(certs: Path, seconds: float, *, count: int) -> dict[str, Any]:
+    """What `count` handshake processes can do."""
+    client = options(certs, "client").handshake_config((ALPN_STOQ,))
+    server = options(certs, "server").handshake_config((ALPN_STOQ,))
+    return result(*asyncio.run(first_flights(client, server, SERVER_NAME, seconds, count)))
+
+
+@main.command("processes")
+@click.option("--count", type=click.IntRange(1, MAX_PROCESSES), default=1)
+@_certs
+@_seconds
+def processes_command(certs: Path, seconds: float, count: int) -> None:
+    """First flights of handshake processes."""
+    _in_memory(functools.partial(processes, count=count), certs, seconds)
 
 
 if __name__ == "__main__":

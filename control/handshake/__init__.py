@@ -8,10 +8,12 @@ factory = TlsFactory(HandshakeConfig(credentials=credentials, trust=trust))
 from control.handshake.credentials import Credentials, Trust, load_credentials, load_trust
 from control.handshake.factory import TlsFactory
 from control.handshake.policy import HandshakeConfig, Profile
+from control.handshake.processes import ProcessFactory
 
 __all__ = [
     "Credentials",
     "HandshakeConfig",
+    "ProcessFactory",
     "Profile",
     "TlsFactory",
     "Trust",

@@ -31,6 +31,17 @@ class TlsFactory:
         """Chains known to be good."""
         return self.shared.verdicts
 
+    async def open(self) -> None:
+        """See HandshakeFactory: there is nothing to open."""
+
+    def close(self) -> None:
+        """See HandshakeFactory: there is nothing to close."""
+
+    def report(self) -> dict[str, int]:
+        """See HandshakeFactory."""
+        tickets = self.shared.server_tickets
+        return {"processes": 0, "resumed": tickets.resumed if tickets else 0}
+
     def client(self, sink: HandshakeSink, target: Target) -> TlsSession:
         """A handshake as client."""
         return TlsSession(self.shared, sink, target)

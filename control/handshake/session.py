@@ -152,6 +152,11 @@ class TlsSession:
         if not self._over:
             self._guarded(lambda: self._receive(level, data))
 
+    def end(self) -> None:
+        """See Handshake."""
+        self._over = True
+        self._release()
+
     # ---- the state machine around the context ----
 
     def _guarded(self, step: Callable[[], None]) -> None:

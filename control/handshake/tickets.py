@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -99,32 +99,52 @@ class TicketKeys:
     def __init__(self, lifetime: float, clock: Callable[[], float]) -> None:
         self._lifetime = lifetime
         self._clock = clock
-        self._keys: OrderedDict[bytes, AESGCM] = OrderedDict()
+        self._keys: OrderedDict[bytes, tuple[bytes, AESGCM]] = OrderedDict()
         self._made_at = 0.0
+        self._given = False
 
-    def _rotate(self) -> None:
+    @classmethod
+    def given(cls, lifetime: float, clock: Callable[[], float]) -> TicketKeys:
+        """Keys that somebody else changes: see take()."""
+        keys = cls(lifetime, clock)
+        keys._given = True
+        return keys
+
+    def take(self, keys: Iterable[tuple[bytes, bytes]]) -> None:
+        """What current() gave elsewhere."""
+        self._keys = OrderedDict((name, (key, AESGCM(key))) for name, key in keys)
+
+    def current(self) -> tuple[tuple[bytes, bytes], ...]:
+        """Names and keys, oldest first."""
+        self.rotate()
+        return tuple((name, key) for name, (key, _) in self._keys.items())
+
+    def rotate(self) -> bool:
+        """Make a new key when it is time to; True: they are not what they were."""
         age = self._clock() - self._made_at
-        if self._keys and 0 <= age < self._lifetime:
-            return
+        if self._given or (self._keys and 0 <= age < self._lifetime):
+            return False
         if age >= 2 * self._lifetime:
             self._keys.clear()
-        self._keys[os.urandom(KEY_ID_BYTES)] = AESGCM(os.urandom(32))
+        key = os.urandom(32)
+        self._keys[os.urandom(KEY_ID_BYTES)] = key, AESGCM(key)
         self._made_at = self._clock()
         while len(self._keys) > 2:
             self._keys.popitem(last=False)
+        return True
 
     def seal(self, data: bytes) -> bytes:
         """Key's name, nonce, ciphertext."""
-        self._rotate()
+        self.rotate()
         key_id = next(reversed(self._keys))
         nonce = os.urandom(NONCE_BYTES)
-        return key_id + nonce + self._keys[key_id].encrypt(nonce, data, key_id)
+        return key_id + nonce + self._keys[key_id][1].encrypt(nonce, data, key_id)
 
     def open(self, sealed: bytes) -> bytes | None:
         """None: not sealed here, or too long ago."""
-        self._rotate()
+        self.rotate()
         key_id, rest = sealed[:KEY_ID_BYTES], sealed[KEY_ID_BYTES:]
-        key = self._keys.get(key_id)
+        _, key = self._keys.get(key_id, (b"", None))
         if key is None or len(rest) < NONCE_BYTES:
             return None
         try:

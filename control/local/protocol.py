@@ -173,6 +173,7 @@ class StatusAnswer(Answer, tag="status"):
     secrets_allowed: bool
     capturing: bool
     connections: int
+    handshakes: dict[str, int]
     workers: list[WorkerStatus]
     counters: dict[str, int]
     drops: dict[str, int]

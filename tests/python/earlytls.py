@@ -46,6 +46,16 @@ class EarlyTls:
     forget: bool = False  # Server: know no ticket, so that 0-RTT is refused.
     resumed: int = 0
 
+    async def open(self) -> None:
+        """See HandshakeFactory."""
+
+    def close(self) -> None:
+        """See HandshakeFactory."""
+
+    def report(self) -> dict[str, int]:
+        """See HandshakeFactory."""
+        return {}
+
     def client(self, sink: HandshakeSink, target: Target) -> EarlySession:
         """See HandshakeFactory."""
         return EarlySession(self, sink, client=True)
@@ -103,6 +113,9 @@ class EarlySession:
             if self._offered:
                 self._sink.early_params(self._factory.server_params)
             self._flush()
+
+    def end(self) -> None:
+        """See Handshake."""
 
     def receive(self, level: Level, data: bytes) -> None:
         """See Handshake."""

@@ -117,6 +117,7 @@ class Node:
     local_address: Address = field(default_factory=lambda: Address("::1", 9292))
     crypto_name: str = "ipsec-mb"
     connections: tuple[object, ...] = ()
+    handshakes: dict[str, int] = field(default_factory=lambda: {"processes": 0, "resumed": 0})
     scale: int = 1  # Counts grow with it.
 
     @property

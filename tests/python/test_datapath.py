@@ -22,6 +22,7 @@ from dataplane import (
     DatapathError,
     HandshakeFailed,
 )
+from dataplane.handshake import HandshakeFactory
 from tests.python.conftest import Pki
 
 ANY = Address("::1", 0)
@@ -53,14 +54,17 @@ def over_loopback(
     *,
     backend: str = "io_uring",
     cores: tuple[int, ...] = (-1,),
+    handshakes: HandshakeFactory | None = None,
     **server_config: int | bool | float,
 ) -> None:
-    """Run `main` between two datapaths of this process."""
+    """Run `main` between two datapaths of this process; `handshakes`: the server's, where it is a special
+    one."""
 
     async def both() -> None:
         failures: list[HandshakeFailed] = []
         config = replace(Config(server=True, bind=ANY, backend=backend, cores=cores), **server_config)  # type: ignore[arg-type]
-        listener = Datapath(config, TlsFactory(server), on_failure=lambda peer, error: failures.append(error))
+        tls = handshakes or TlsFactory(server)
+        listener = Datapath(config, tls, on_failure=lambda peer, error: failures.append(error))
         async with (
             asyncio.timeout(PATIENCE),
             listener,
