@@ -7,12 +7,13 @@ Pure functions. Every length is checked against what holds it; a message that do
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from aioquic import tls
 
 TLS_1_2 = b"\x03\x03"  # legacy_version, RFC 8446 section 4.1.2.
 RANDOM_BYTES = 32
+ENDS_EARLY = "a TLS message ends early"
 MAX_PSKS = 16  # Identities or binders in one ClientHello; more are malformed to us.
 
 
@@ -40,20 +41,29 @@ class Reader:
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes."""
-        end = self.at + count
+        at, end = self.at, self.at + count
         if end > len(self.data):
-            raise tls.AlertDecodeError("a TLS message ends early")
-        value = self.data[self.at : end]
+            raise tls.AlertDecodeError(ENDS_EARLY)
         self.at = end
-        return value
+        return self.data[at:end]
 
     def number(self, size: int) -> int:
         """The next `size` bytes as a number."""
-        return int.from_bytes(self.take(size), "big")
+        at, end = self.at, self.at + size
+        if end > len(self.data):
+            raise tls.AlertDecodeError(ENDS_EARLY)
+        self.at = end
+        return int.from_bytes(self.data[at:end], "big")
 
     def opaque(self, size: int) -> bytes:
         """A vector whose length takes `size` bytes."""
-        return self.take(self.number(size))
+        data, at = self.data, self.at
+        begin = at + size
+        end = begin + int.from_bytes(data[at:begin], "big")
+        if end > len(data):  # Also when the length itself is cut off.
+            raise tls.AlertDecodeError(ENDS_EARLY)
+        self.at = end
+        return data[begin:end]
 
     @property
     def done(self) -> bool:
@@ -130,6 +140,55 @@ def _server_name(value: bytes) -> str:
     return name.decode("ascii")
 
 
+def _key_share_extension(hello: tls.ClientHello, value: bytes) -> None:
+    hello.key_share = _key_shares(value)
+
+
+def _versions_extension(hello: tls.ClientHello, value: bytes) -> None:
+    hello.supported_versions = _numbers16(_only(value, 1))
+
+
+def _signatures_extension(hello: tls.ClientHello, value: bytes) -> None:
+    hello.signature_algorithms = _numbers16(_only(value, 2))
+
+
+def _groups_extension(hello: tls.ClientHello, value: bytes) -> None:
+    hello.supported_groups = _numbers16(_only(value, 2))
+
+
+def _psk_modes_extension(hello: tls.ClientHello, value: bytes) -> None:
+    hello.psk_key_exchange_modes = list(_only(value, 1))
+
+
+def _server_name_extension(hello: tls.ClientHello, value: bytes) -> None:
+    hello.server_name = _server_name(value)
+
+
+def _alpn_extension(hello: tls.ClientHello, value: bytes) -> None:
+    hello.alpn_protocols = _protocols(value)
+
+
+def _early_data_extension(hello: tls.ClientHello, value: bytes) -> None:
+    hello.early_data = True
+
+
+def _psk_extension(hello: tls.ClientHello, value: bytes) -> None:
+    hello.pre_shared_key = _offered_psks(value)
+
+
+CLIENT_HELLO: dict[int, Callable[[tls.ClientHello, bytes], None]] = {
+    int(tls.ExtensionType.KEY_SHARE): _key_share_extension,
+    int(tls.ExtensionType.SUPPORTED_VERSIONS): _versions_extension,
+    int(tls.ExtensionType.SIGNATURE_ALGORITHMS): _signatures_extension,
+    int(tls.ExtensionType.SUPPORTED_GROUPS): _groups_extension,
+    int(tls.ExtensionType.PSK_KEY_EXCHANGE_MODES): _psk_modes_extension,
+    int(tls.ExtensionType.SERVER_NAME): _server_name_extension,
+    int(tls.ExtensionType.ALPN): _alpn_extension,
+    int(tls.ExtensionType.EARLY_DATA): _early_data_extension,
+    int(tls.ExtensionType.PRE_SHARED_KEY): _psk_extension,
+}
+
+
 def client_hello(data: bytes) -> tls.ClientHello:
     """RFC 8446 section 4.1.2."""
     reader = body_of(data)
@@ -143,29 +202,13 @@ def client_hello(data: bytes) -> tls.ClientHello:
     )
     extensions = Reader(reader.opaque(2))
     reader.end()
-    kinds = tls.ExtensionType
     while not extensions.done:
         if hello.pre_shared_key is not None:
             raise tls.AlertIllegalParameter("PreSharedKey is not the last extension")
         kind, value = extensions.number(2), extensions.opaque(2)
-        if kind == kinds.KEY_SHARE:
-            hello.key_share = _key_shares(value)
-        elif kind == kinds.SUPPORTED_VERSIONS:
-            hello.supported_versions = _numbers16(_only(value, 1))
-        elif kind == kinds.SIGNATURE_ALGORITHMS:
-            hello.signature_algorithms = _numbers16(_only(value, 2))
-        elif kind == kinds.SUPPORTED_GROUPS:
-            hello.supported_groups = _numbers16(_only(value, 2))
-        elif kind == kinds.PSK_KEY_EXCHANGE_MODES:
-            hello.psk_key_exchange_modes = list(_only(value, 1))
-        elif kind == kinds.SERVER_NAME:
-            hello.server_name = _server_name(value)
-        elif kind == kinds.ALPN:
-            hello.alpn_protocols = _protocols(value)
-        elif kind == kinds.EARLY_DATA:
-            hello.early_data = True
-        elif kind == kinds.PRE_SHARED_KEY:
-            hello.pre_shared_key = _offered_psks(value)
+        known = CLIENT_HELLO.get(kind)
+        if known is not None:
+            known(hello, value)
         else:
             hello.other_extensions.append((kind, value))
     return hello

@@ -32,6 +32,20 @@ def expand_label(name: str, secret: bytes, label: bytes, context: bytes, size: i
     return hmac.digest(secret, _label(label, size, len(context)) + context + b"\x01", name)[:size]
 
 
+@lru_cache(maxsize=4)
+def _empty(name: str) -> bytes:
+    """The hash of nothing."""
+    return hashlib.new(name).digest()
+
+
+@lru_cache(maxsize=4)
+def _without_psk(name: str) -> tuple[bytes, bytes]:
+    """Early Secret without a PSK and the salt of Handshake Secret: the same in every full handshake."""
+    size = len(_empty(name))
+    early = hmac.digest(bytes(size), bytes(size), name)
+    return early, expand_label(name, early, b"derived", _empty(name), size)
+
+
 class KeySchedule:
     """Secrets and transcript of one handshake."""
 
@@ -41,7 +55,8 @@ class KeySchedule:
         self.generation = 0
         self.hash = hashlib.new(self.name)
         self.size = self.hash.digest_size
-        self.secret = bytes(self.size)
+        self.secret = b""
+        self._salt = bytes(self.size)  # Of the next extract(), where it is known.
 
     def update_hash(self, data: bytes) -> None:
         """Add a message to the transcript."""
@@ -49,12 +64,14 @@ class KeySchedule:
 
     def extract(self, key_material: bytes | None = None) -> None:
         """To the next of Early, Handshake and Master Secret."""
-        salt = self.secret
-        if self.generation:
-            empty = hashlib.new(self.name).digest()
-            salt = expand_label(self.name, salt, b"derived", empty, self.size)
+        if self.generation == 0 and key_material is None:
+            self.secret, self._salt = _without_psk(self.name)
+        else:
+            empty = _empty(self.name)
+            salt = self._salt or expand_label(self.name, self.secret, b"derived", empty, self.size)
+            self._salt = b""
+            self.secret = hmac.digest(salt, key_material or bytes(self.size), self.name)
         self.generation += 1
-        self.secret = hmac.digest(salt, key_material or bytes(self.size), self.name)
 
     def derive_secret(self, label: bytes) -> bytes:
         """Derive-Secret over the transcript so far."""

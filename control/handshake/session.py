@@ -73,7 +73,6 @@ KEY_LOG_LABELS = {
 }
 # What `cryptography` raises, beside ValueError, for certificates that are not what X.509 says.
 BAD_CERTIFICATE_ERRORS = (x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
-OUTPUT_ORDER = (tls.Epoch.INITIAL, tls.Epoch.HANDSHAKE, tls.Epoch.ONE_RTT)
 FIRST_STATES = (
     tls.State.CLIENT_HANDSHAKE_START,
     tls.State.CLIENT_EXPECT_SERVER_HELLO,
@@ -388,29 +387,35 @@ class TlsSession:
                 key_log(context.client_random, label, secret)
 
     def _flush(self) -> None:
-        if self._tls is None:
+        buffers = self._buffers
+        if not buffers:
             return
-        for epoch in OUTPUT_ORDER:
-            if epoch is tls.Epoch.HANDSHAKE and self._params_given and not self._params_sent:
-                self._params_sent = True
-                self._sink.peer_params(self._params)
-            if epoch is not tls.Epoch.ONE_RTT:
-                self._give_secrets(epoch)
-            buffer = self._buffers[epoch]
-            if buffer.tell():
-                self._sink.crypto(LEVELS[epoch], buffer.data)
-                buffer.seek(0)
+        self._flush_buffer(Level.INITIAL, buffers[tls.Epoch.INITIAL])
+        if self._params_given and not self._params_sent:
+            self._params_sent = True
+            self._sink.peer_params(self._params)
+        if self._secrets:
+            self._give_secrets(Level.HANDSHAKE)
+        self._flush_buffer(Level.HANDSHAKE, buffers[tls.Epoch.HANDSHAKE])
         # A client's Finished goes out at the Handshake level before 1-RTT keys are named: hence last.
-        self._give_secrets(tls.Epoch.ONE_RTT)
+        if self._secrets:
+            self._give_secrets(Level.ONE_RTT)
 
-    def _give_secrets(self, epoch: tls.Epoch) -> None:
-        if not self._secrets:
-            return
-        for direction, of, suite, secret in self._secrets:
-            if of is epoch:
+    def _flush_buffer(self, level: Level, buffer: Buffer) -> None:
+        if buffer.tell():
+            self._sink.crypto(level, buffer.data)
+            buffer.seek(0)
+
+    def _give_secrets(self, level: Level) -> None:
+        left = []
+        for entry in self._secrets:
+            direction, of, suite, secret = entry
+            if LEVELS[of] is level:
                 send = direction is tls.Direction.ENCRYPT
-                self._sink.secret(LEVELS[epoch], send=send, aead=AEADS[suite], secret=secret)
-        self._secrets = [entry for entry in self._secrets if entry[1] is not epoch]
+                self._sink.secret(level, send=send, aead=AEADS[suite], secret=secret)
+            else:
+                left.append(entry)
+        self._secrets = left
 
 
 def _peer_chain(context: tls.Context) -> list[bytes]:
