@@ -170,11 +170,15 @@ class Simulation:
             self.client.detach()
             self.server.detach()
 
+    def run_engines(self, until: int) -> int:
+        """Both workers and the wire, until `until` or the first event; returns when that is, in ns."""
+        return int(lib.stoq_sim_run(self._sim, until))
+
     def _advance(self, seconds: float | None) -> None:
         """Let at most `seconds` pass; stop at the first event."""
         before = lib.stoq_sim_now(self._sim)
         span = IDLE_SECONDS if seconds is None else seconds
-        after = lib.stoq_sim_run(self._sim, before + max(1, round(span * 1e9)))
+        after = self.run_engines(before + max(1, round(span * 1e9)))
         self.client.dispatch()
         self.server.dispatch()
         if seconds is None and after - before >= round(span * 1e9):

@@ -32,7 +32,7 @@ MODULE = "control.bench.handshaker"
 RATIO = "median over trials of in_memory / aioquic handshakes a second within the trial, each on one core"
 SERVER_RATIO = (
     "median over trials of the servers' rates within the trial, each from its own share of a handshake: of "
-    "aioquic the server's calls, of ours all but the client's control plane; resumed: ours / aioquic full"
+    "aioquic the server's calls, of ours its control plane and both engines; resumed: ours / aioquic full"
 )
 PROCESSES = ("process", "processes")  # One, two.
 PROCESSES_RATIO = (

@@ -14,8 +14,8 @@ other's chain, aioquic's client verifies the server's chain and its server only 
 client's certificate (it cannot do more). A handshake counts when both ends hold it complete; in memory only
 that is timed, not the making of the connection's end.
 
-In memory the server's side is told apart: of aioquic all calls of the server's QuicConnection; of ours
-everything but the client's control plane, so that the client's engine, the wire and the event loop are
+In memory the server's side is told apart: of aioquic all calls of the server's QuicConnection; of ours the
+server's control plane (events, TLS, commands) and both engines with the wire, so that the client's engine is
 charged to our server too. With `--rate` handshakes begin at fixed times, whether or not those before are
 done, and each is timed from when it should have begun.
 """
@@ -38,6 +38,7 @@ from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted
 from control.bench.flights import first_flights
 from control.bench.report import quantile
 from control.console import Output, run_async, until_signal
+from control.handshake import TlsFactory
 from control.handshake.policy import ALPN_PERF, ALPN_POLICIES, ALPN_STOQ, Profile
 from control.handshake.processes import MAX_PROCESSES
 from control.handshake.session import TlsSession
@@ -154,21 +155,47 @@ class TimedDatapath(Datapath):
         super().dispatch()
         self.seconds += time.perf_counter() - begin
 
+    def _tick(self) -> None:
+        begin = time.perf_counter()
+        super()._tick()
+        self.seconds += time.perf_counter() - begin
+
+
+class TimedSimulation(Simulation):
+    """Adds up the time of the server's control plane and of both engines with the wire between them."""
+
+    def __init__(self, client: TlsFactory, server: TlsFactory) -> None:
+        super().__init__(1, client, server)
+        self.server = self._timed = TimedDatapath(Config(server=True), server)
+        self._engines = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self._timed.seconds + self._engines
+
+    def run_engines(self, until: int) -> int:
+        """See Simulation."""
+        begin = time.perf_counter()
+        now = super().run_engines(until)
+        self._engines += time.perf_counter() - begin
+        return now
+
 
 def simulate(certs: Path, seconds: float, *, resumption: bool = False) -> dict[str, Any]:
     """Our whole stack, both ends and the wire between them in this thread; packets are in memory."""
     client = options(certs, "client", resumption=resumption).handshakes((ALPN_STOQ,))
     server = options(certs, "server", resumption=resumption).handshakes((ALPN_STOQ,))
+    simulation = TimedSimulation(client, server)
     times: list[float] = []
     server_times: list[float] = []
     failed = 0
 
-    async def one(simulation: Simulation) -> tuple[float, float, bool]:
-        begin, spent = time.perf_counter(), calling.seconds
+    async def one() -> tuple[float, float, bool]:
+        begin, spent = time.perf_counter(), simulation.seconds
         ours = await simulation.client.connect(simulation.server_address, server_name=SERVER_NAME)
         theirs = await simulation.server.accept()
-        took = time.perf_counter() - begin
-        at_server = took - (calling.seconds - spent)
+        took, at_server = time.perf_counter() - begin, simulation.seconds - spent
         resumed = isinstance(theirs.handshake, TlsSession) and theirs.handshake.resumed
         if resumption:
             await asyncio.sleep(0.1)  # Virtual: until the ticket is there.
@@ -178,18 +205,16 @@ def simulate(certs: Path, seconds: float, *, resumption: bool = False) -> dict[s
 
     async def main(simulation: Simulation) -> None:
         nonlocal failed
-        await one(simulation)  # Chains are verified, and a first ticket is there.
+        await one()  # Chains are verified, and a first ticket is there.
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
-            took, at_server, resumed = await one(simulation)
+            took, at_server, resumed = await one()
             if resumed is not resumption:
                 failed += 1
                 continue
             times.append(took)
             server_times.append(at_server)
 
-    simulation = Simulation(1, client, server, client=Config(), server=Config(server=True))
-    simulation.client = calling = TimedDatapath(Config(), client)
     simulation.run(main)
     return result(times, sum(times), failed) | server_side(server_times)
 
