@@ -127,6 +127,13 @@ def bench_group() -> None:
     "--streams", type=click.IntRange(1), default=1, show_default=True, help="At a time, each connection."
 )
 @click.option("--connections", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--many",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Also N streams, and N connections, in the same trial.",
+)
 @click.option("--crypto", type=click.Choice(CRYPTO_PROVIDERS), help="Crypto provider of ours.")
 @click.option("--cipher", type=click.Choice(tuple(CIPHERS)), help="Offer only this cipher.")
 @click.option("--congestion", type=click.Choice([c.key for c in CongestionController]))

@@ -6,6 +6,7 @@ One trial, in this order:
       ours          `stoq perf serve` and `stoq perf client`, one download (or upload) for some seconds
       ceiling       csrc/bench/ceiling.c: the same datagrams, each sealed and opened, no protocol
       raw UDP       the same without crypto
+      many …        (--many N) ours again with N streams, then with N connections
       ours, aioquic, qh3   (--compare) requests of 8 MiB, one after the other, over one connection
 
 Goodput is stream payload delivered in the time from the first request to the last byte counted: the
@@ -31,6 +32,7 @@ FOR_EVER_BYTES = 1 << 50  # A transfer that only the clock ends.
 COMPARE_BYTES = 8 << 20  # Of one request in the comparison: the libraries keep a whole response in memory.
 PEERS = ("aioquic", "qh3")
 PEER_PORT = 4433
+MANY = {"many_streams": "streams", "many_connections": "connections"}
 RATIO = "median over trials of goodput_gbps / ceiling_gbps within the trial"
 
 
@@ -44,6 +46,7 @@ class Settings:
     download: bool = True
     streams: int = 1
     connections: int = 1
+    many: int = 0  # Streams, and connections, to compare one with; 0: none.
     backend: str = "io_uring"
     compare: bool = True
     options: tuple[str, ...] = ()  # Further options of `stoq perf` on both sides.
@@ -90,11 +93,12 @@ class Bench:
                 result = await calling.until("result")
             return result, await listening.summary()
 
-    async def ours(self) -> dict[str, Any]:
-        """One long transfer."""
+    async def ours(self, *, streams: int = 0, connections: int = 0) -> dict[str, Any]:
+        """One long transfer, of the settings' streams and connections or of so many."""
         settings = self.settings
         what = ["--download" if settings.download else "--upload", str(FOR_EVER_BYTES)]
-        what += ["--streams", str(settings.streams), "--connections", str(settings.connections)]
+        what += ["--streams", str(streams or settings.streams)]
+        what += ["--connections", str(connections or settings.connections)]
         return self._figures(*await self.perf(*what, "--seconds", f"{settings.seconds:g}"))
 
     async def ours_by_requests(self) -> dict[str, Any]:
@@ -181,6 +185,9 @@ async def measure(output: Output, bench: Bench) -> dict[str, Any]:
         "ceiling": lambda: bench.yardstick(True),
         "raw_udp": lambda: bench.yardstick(False),
     }
+    if settings.many:
+        contenders["many_streams"] = lambda: bench.ours(streams=settings.many)
+        contenders["many_connections"] = lambda: bench.ours(connections=settings.many)
     if peers:
         contenders["ours_by_requests"] = bench.ours_by_requests
     for name in peers:
@@ -214,6 +221,11 @@ async def measure(output: Output, bench: Bench) -> dict[str, Any]:
         "ratio": pairwise(trials, "ours", "ceiling", "goodput_gbps"),
         "ratio_is": RATIO,
         "raw_udp_gbps": gbps("raw_udp"),
+        "many": {
+            name: {"goodput_gbps": gbps(name), "ratio": pairwise(trials, name, "ours", "goodput_gbps")}
+            for name in MANY
+            if settings.many
+        },
         "compare": {
             name: {
                 "goodput_gbps": gbps(name),
@@ -227,6 +239,7 @@ async def measure(output: Output, bench: Bench) -> dict[str, Any]:
             "seconds": settings.seconds,
             "streams": settings.streams,
             "connections": settings.connections,
+            "many": settings.many,
             "datagram_bytes": settings.datagram_bytes,
             "options": list(settings.options),
         },
@@ -250,6 +263,9 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("raw UDP, no crypto", gbps("raw_udp")),
         ("packets lost", ", ".join(f"{t['packets_lost']} of {t['packets_sent']}" for t in ours)),
     ]
+    for name, figures in report["many"].items():
+        title = f"{report['settings']['many']} {MANY[name]}"
+        lines.append((title, f"{gbps(name)}, {figures['ratio']:.3f} of the above"))
     for name, figures in report["compare"].items():
         theirs = f"{gbps(name)}; ours by the same requests {figures['ours_goodput_gbps']:.2f} Gbit/s"
         lines.append((name, f"{theirs}, {figures['ours_over_theirs']:.1f} times theirs"))

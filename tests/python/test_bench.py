@@ -55,7 +55,7 @@ def bench(*arguments: str) -> dict[str, Any]:
 
 @built
 def test_throughput_beside_its_yardsticks() -> None:
-    result = bench("throughput", "--no-compare")
+    result = bench("throughput", "--no-compare", "--many", "3")
     assert result.keys() >= {"goodput_gbps", "ceiling_gbps", "ratio", "trials", "environment"}
     trial = result["trials"][0]
     assert result["goodput_gbps"] == trial["ours"]["goodput_gbps"] > 0
@@ -65,6 +65,10 @@ def test_throughput_beside_its_yardsticks() -> None:
     )
     assert result["raw_udp_gbps"] > 0
     assert result["compare"] == {}
+    for name in throughput.MANY:
+        many = result["many"][name]
+        assert many["goodput_gbps"] == trial[name]["goodput_gbps"] > 0
+        assert many["ratio"] == pytest.approx(many["goodput_gbps"] / result["goodput_gbps"], 1e-2)
     assert trial["ours"]["seconds"] == pytest.approx(0.5, abs=0.4)
     # The yardstick does the same work: datagrams of the same size, each opened.
     assert trial["ceiling"]["receiver"]["datagram_bytes"] == trial["ours"]["datagram_bytes"] == 1452
