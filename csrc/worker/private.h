@@ -26,8 +26,11 @@
 #define TURN_RX       32   /* Trains: up to 2 MiB, a few hundred microseconds of decryption at worst. */
 #define TURN_HANDOFF  16   /* Trains from each other worker. */
 #define TURN_EVENTS   256u /* Polled from the engine. */
-#define TURN_TX       32   /* Trains. */
-#define CONN_EVENTS   32   /* Polled from one connection before the next has its turn. */
+/* Trains, and then a look at what came: a turn takes at most what a backend has buffers for, some 16
+ * datagrams, and many connections' acknowledgements are a datagram each. With more here they queue up in the
+ * socket, where they look like a long round trip to every connection. */
+#define TURN_TX     8
+#define CONN_EVENTS 32 /* Polled from one connection before the next has its turn. */
 
 /* Chunks the engine may not take, so that events with a payload can always be told while streams fill the
  * pool. */
