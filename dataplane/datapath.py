@@ -219,7 +219,7 @@ class Datapath:
         request.token_len = len(token)
         cookie = next(self._cookies)
         waiter: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
-        self._pending[cookie] = (Target(address, name, alpns), waiter)
+        self._pending[cookie] = (Target(address, name, alpns, early), waiter)
         port.put_bytes(Command.CONNECT, bytes(ffi.buffer(request)) + token, value=cookie)
         connection: Connection | None = None
         try:

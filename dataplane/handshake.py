@@ -58,6 +58,7 @@ class Target:
     address: Address
     server_name: str
     alpns: tuple[str, ...] = ()
+    early: bool = False  # 0-RTT is wanted, where a session permits it.
 
 
 class HandshakeSink(Protocol):

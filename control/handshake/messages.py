@@ -13,6 +13,7 @@ from aioquic import tls
 
 TLS_1_2 = b"\x03\x03"  # legacy_version, RFC 8446 section 4.1.2.
 RANDOM_BYTES = 32
+EARLY_DATA_SIZE = 0xFFFFFFFF  # In a ticket that permits 0-RTT; QUIC knows no other: RFC 9001 section 4.6.1.
 ENDS_EARLY = "a TLS message ends early"
 MAX_PSKS = 16  # Identities or binders in one ClientHello; more are malformed to us.
 
@@ -273,7 +274,8 @@ def finished(verify_data: bytes) -> bytes:
     return message(tls.HandshakeType.FINISHED, verify_data)
 
 
-def new_session_ticket(lifetime: int, age_add: int, ticket: bytes) -> bytes:
+def new_session_ticket(lifetime: int, age_add: int, ticket: bytes, *, early: bool) -> bytes:
     """RFC 8446 section 4.6.1; the nonce is empty: one ticket a connection."""
-    body = struct.pack(">II", lifetime, age_add) + b"\0" + opaque(2, ticket) + b"\0\0"
+    permits = extension(tls.ExtensionType.EARLY_DATA, EARLY_DATA_SIZE.to_bytes(4, "big")) if early else b""
+    body = struct.pack(">II", lifetime, age_add) + b"\0" + opaque(2, ticket) + opaque(2, permits)
     return message(tls.HandshakeType.NEW_SESSION_TICKET, body)

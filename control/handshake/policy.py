@@ -62,6 +62,9 @@ class HandshakeConfig:
     ciphers: tuple[str, ...] = tuple(CIPHERS)
     insecure: bool = False  # Client: take any server certificate; test profile only.
     resumption: bool = False  # Session tickets and resumption by PSK, never without (EC)DHE.
+    # 0-RTT, for these protocols only: whoever copies a client's first flight can send it again once to each
+    # server that takes it, so what is asked in it must bear that. Needs resumption; connect(early=True) asks.
+    early_alpns: tuple[str, ...] = ()
     ticket_lifetime: float = 3600.0  # Seconds after a full handshake in which its session may be resumed.
     # Is told each traffic secret: client random, label of the key log format, secret. Only on explicit wish.
     key_log: Callable[[bytes, str, bytes], None] | None = None
@@ -81,12 +84,16 @@ class HandshakeConfig:
                 raise ConfigError(f"{alpn} is always mutually authenticated: --insecure is not possible")
             if policy.mutual and self.trust is None:
                 raise ConfigError(f"{alpn} is always mutually authenticated: name the CA with --ca")
+        if self.early_alpns and not self.resumption:
+            raise ConfigError("early data needs session tickets: name --resumption too")
+        if unknown := [alpn for alpn in self.early_alpns if alpn not in self.alpns]:
+            raise ConfigError(f"early data for {', '.join(unknown)}, which is not spoken here")
         if self.insecure and self.profile is not Profile.TEST:
             raise ConfigError("--insecure belongs to the test profile: name it with --profile test")
         if not 0 < self.ticket_lifetime <= MAX_TICKET_LIFETIME:
             raise ConfigError(f"a ticket's lifetime is between 0 and {MAX_TICKET_LIFETIME} seconds")
-        unknown = [name for name in self.ciphers if name not in CIPHERS]
-        if unknown or not self.ciphers:
+        ciphers = [name for name in self.ciphers if name not in CIPHERS]
+        if ciphers or not self.ciphers:
             raise ConfigError(
-                f"unknown cipher {', '.join(unknown) or '(none)'}: use one of {', '.join(CIPHERS)}"
+                f"unknown cipher {', '.join(ciphers) or '(none)'}: use one of {', '.join(CIPHERS)}"
             )

@@ -8,10 +8,12 @@ from __future__ import annotations
 import hmac
 import os
 import ssl
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, cast
 
+import msgspec
 from aioquic import tls
 from aioquic._buffer import Buffer
 from cryptography.exceptions import InvalidSignature
@@ -106,7 +108,10 @@ class ServerContext(tls.Context):
         schedule.extract(shared_key)
         self._setup_traffic_protection(tls.Direction.ENCRYPT, tls.Epoch.HANDSHAKE, b"s hs traffic")
         self._setup_traffic_protection(tls.Direction.DECRYPT, tls.Epoch.HANDSHAKE, b"c hs traffic")
-        flight = messages.encrypted_extensions(alpn, self.handshake_extensions)
+        extensions = list(self.handshake_extensions)
+        if self.early_data_accepted:
+            extensions.append((tls.ExtensionType.EARLY_DATA, b""))
+        flight = messages.encrypted_extensions(alpn, extensions)
         asks = self._request_client_certificate and self.session is None
         if self.session is None:
             if asks:
@@ -152,6 +157,19 @@ class ServerContext(tls.Context):
         tickets.resumed += 1
         self.session = session
         self._session_resumed = True
+        if hello.early_data and self._takes_early_data(session, alpn, *psks.identities[0]):
+            self.early_data_accepted = True
+            secret = schedule.derive_secret(b"c e traffic")
+            self.update_traffic_key_cb(tls.Direction.DECRYPT, tls.Epoch.ZERO_RTT, suite, secret)
+
+    def _takes_early_data(self, session: Session, alpn: str, ticket: bytes, obfuscated_age: int) -> bool:
+        """Once for each ticket, and only while it can be told (RFC 8446 section 8). The binder was right."""
+        shared = self._shared
+        if shared.register is None or not session.early or alpn not in shared.config.early_alpns:
+            return False
+        age = (obfuscated_age - session.age_add) % (1 << 32) / 1000
+        server_age = shared.clock() - session.issued_at
+        return shared.register.take(ticket, now=time.monotonic(), server_age=server_age, client_age=age)
 
     def _exchange(self, shares: Sequence[tuple[int, bytes]]) -> tuple[tuple[int, bytes], bytes]:
         """Our key share and the secret, with the first group offered that is ours too."""
@@ -230,8 +248,12 @@ class ServerContext(tls.Context):
         schedule, alpn = self._schedule, self.alpn_negotiated or ""
         secret = resumption_secret(schedule.name, schedule.derive_secret(b"res master"), b"")
         session = new_session(self._shared, secret, schedule.cipher_suite, alpn, verdict, self.session)
+        age_add = int.from_bytes(os.urandom(4), "big")
+        early = alpn in self._shared.config.early_alpns
+        now = self._shared.clock()
+        session = msgspec.structs.replace(session, issued_at=now, age_add=age_add, early=early)
         sealed = tickets.issue(session)
         if sealed is None:
             return b""
-        lifetime = max(1, int(session.proved_at + tickets.lifetime - self._shared.clock()))
-        return messages.new_session_ticket(lifetime, int.from_bytes(os.urandom(4), "big"), sealed)
+        lifetime = max(1, int(session.proved_at + tickets.lifetime - now))
+        return messages.new_session_ticket(lifetime, age_add, sealed, early=early)

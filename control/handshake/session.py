@@ -20,13 +20,16 @@ import datetime
 import logging
 import ssl
 from collections.abc import Callable
+from typing import cast
 
+import msgspec
 from aioquic import tls
 from aioquic._buffer import Buffer, BufferReadError
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from control.handshake import messages
 from control.handshake.alerts import CRYPTO_ERROR, Alert, HandshakeAbort
 from control.handshake.policy import ALPN_POLICIES, CIPHERS, MAX_TICKET_LIFETIME
 from control.handshake.schedule import HASHES
@@ -35,7 +38,7 @@ from control.handshake.shared import GROUPS, LATEST, SIGNATURES, Shared, new_ses
 from control.handshake.tickets import Ticket
 from control.handshake.verdicts import Verdict
 from dataplane.errors import TLS_ALERTS
-from dataplane.handshake import Aead, HandshakeSink, Level, PeerIdentity, Target
+from dataplane.handshake import Aead, EarlySink, HandshakeSink, Level, PeerIdentity, Target
 from dataplane.tables import TransportError
 
 log = logging.getLogger("stoq.handshake")
@@ -66,6 +69,7 @@ LEVELS = {
 }
 # Of the NSS key log format: by epoch, and whether the secret protects what the client sends.
 KEY_LOG_LABELS = {
+    (tls.Epoch.ZERO_RTT, True): "CLIENT_EARLY_TRAFFIC_SECRET",
     (tls.Epoch.HANDSHAKE, True): "CLIENT_HANDSHAKE_TRAFFIC_SECRET",
     (tls.Epoch.HANDSHAKE, False): "SERVER_HANDSHAKE_TRAFFIC_SECRET",
     (tls.Epoch.ONE_RTT, True): "CLIENT_TRAFFIC_SECRET_0",
@@ -98,6 +102,7 @@ class TlsSession:
         self._client = target is not None
         self._server_name = target.server_name if target else None
         self._alpns = (target.alpns if target else ()) or self._config.alpns
+        self._early = target is not None and target.early  # A client's wish, then: early data is offered.
         self._partial = bytearray()
         self._secrets: list[tuple[tls.Direction, tls.Epoch, tls.CipherSuite, bytes]] = []
         self._identity: PeerIdentity | None = None
@@ -144,7 +149,13 @@ class TlsSession:
         }
         self._tls = context
         if self._client:
-            self._guarded(lambda: context.handle_message(b"", self._buffers))
+            self._guarded(lambda: self._begin(context))
+
+    def _begin(self, context: tls.Context) -> None:
+        context.handle_message(b"", self._buffers)
+        self._early = self._early and self._offered is not None and bool(self._secrets)
+        if self._early and self._offered is not None:
+            cast(EarlySink, self._sink).early_params(self._offered.params)
 
     def receive(self, level: Level, data: bytes) -> None:
         """CRYPTO bytes in order: take whole messages, one after the other."""
@@ -279,7 +290,12 @@ class TlsSession:
                 resumption_secret=ticket.session.secret,
                 server_name=self._server_name or "",
                 ticket=ticket.ticket,
+                max_early_data_size=messages.EARLY_DATA_SIZE if self._may_be_early(ticket) else None,
             )
+
+    def _may_be_early(self, ticket: Ticket) -> bool:
+        permitted = ticket.session.alpn in self._config.early_alpns
+        return self._early and permitted and ticket.session.early and bool(ticket.params)
 
     def _keep_ticket(self, new: tls.NewSessionTicket) -> None:
         tickets, master = self._shared.client_tickets, self._master
@@ -291,7 +307,9 @@ class TlsSession:
         session = new_session(self._shared, psk, suite, alpn, self._verdict, before)
         now = self._shared.clock()
         ends = now + min(new.ticket_lifetime, MAX_TICKET_LIFETIME)
-        kept = Ticket(new.ticket, new.ticket_age_add, now, ends, session)
+        early = new.max_early_data_size is not None
+        session = msgspec.structs.replace(session, early=early)
+        kept = Ticket(new.ticket, new.ticket_age_add, now, ends, session, self._params if early else b"")
         tickets.put(self._server_name or "", self._alpns, kept)
 
     def _post_handshake(self, message: bytes) -> None:
@@ -303,6 +321,10 @@ class TlsSession:
             if self._tickets > MAX_TICKETS:
                 raise HandshakeAbort(
                     TransportError.PROTOCOL_VIOLATION, f"more than {MAX_TICKETS} session tickets"
+                )
+            if new.max_early_data_size not in (None, messages.EARLY_DATA_SIZE):
+                raise HandshakeAbort(  # RFC 9001 section 4.6.1.
+                    TransportError.PROTOCOL_VIOLATION, "a session ticket that limits its early data"
                 )
             self._keep_ticket(new)
             return
@@ -329,9 +351,13 @@ class TlsSession:
         policy?"""
         alpn = context.alpn_negotiated or ""
         policy = ALPN_POLICIES[alpn]
+        if self._client and context.early_data_accepted and not (self._early and context.session_resumed):
+            raise HandshakeAbort.alert(Alert.ILLEGAL_PARAMETER, "early data was taken that was not offered")
         if context.session_resumed:
             self._check_resumed(context, alpn)
             return
+        if self._client and context.early_data_accepted:
+            raise HandshakeAbort.alert(Alert.ILLEGAL_PARAMETER, "early data was taken without its session")
         server = isinstance(context, ServerContext)
         chain = context.chain_der if isinstance(context, ServerContext) else _peer_chain(context)
         if not chain:
@@ -390,9 +416,20 @@ class TlsSession:
         buffers = self._buffers
         if not buffers:
             return
+        early, context = self._early and self._client, self._tls
+        if not self._client and context is not None and context.early_data_accepted and not self._params_sent:
+            # The engine holds a client's early packets back until it has these, or Handshake keys without.
+            self._params_sent = True
+            self._sink.peer_params(self._params)
+            cast(EarlySink, self._sink).early_accepted(context.alpn_negotiated or "", self._identity)
+            self._give_secrets(Level.ZERO_RTT)
         self._flush_buffer(Level.INITIAL, buffers[tls.Epoch.INITIAL])
+        if early and self._secrets:
+            self._give_secrets(Level.ZERO_RTT)
         if self._params_given and not self._params_sent:
             self._params_sent = True
+            if early and context is not None:
+                cast(EarlySink, self._sink).early_answer(context.early_data_accepted)
             self._sink.peer_params(self._params)
         if self._secrets:
             self._give_secrets(Level.HANDSHAKE)

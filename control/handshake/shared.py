@@ -15,6 +15,7 @@ from control.handshake import messages
 from control.handshake.alerts import Alert, HandshakeAbort
 from control.handshake.credentials import node_id
 from control.handshake.policy import HandshakeConfig
+from control.handshake.replay import ReplayRegister
 from control.handshake.schedule import expand_label
 from control.handshake.tickets import ClientTickets, ServerTickets, Session, TicketKeys
 from control.handshake.verdicts import Verdict, VerdictCache, validity, verdict_key
@@ -55,6 +56,9 @@ class Shared:
         self.certificate_request = messages.certificate_request(int(a) for a in SIGNATURES)
         self.server_tickets = ServerTickets(config, clock, ticket_keys) if config.resumption else None
         self.client_tickets = ClientTickets(config, clock) if config.resumption else None
+        # Tickets of keys that are made here cannot have been used before this moment.
+        warm = ticket_keys is None
+        self.register = ReplayRegister(time.monotonic(), warm=warm) if config.early_alpns else None
 
     def now(self) -> datetime.datetime:
         """The clock as X.509 wants it."""

@@ -60,6 +60,9 @@ class Session(msgspec.Struct, frozen=True, array_like=True):
     node_id: bytes  # Empty: the peer showed no certificate.
     subject: str
     certificate_der: bytes
+    issued_at: float = 0.0  # The ticket, by the server's clock.
+    age_add: int = 0  # What the client hides its age with: RFC 8446 section 4.2.11.1.
+    early: bool = False  # Early data may come with it.
 
     @property
     def identity(self) -> PeerIdentity | None:
@@ -206,6 +209,7 @@ class Ticket:
     received_at: float
     expires_at: float
     session: Session
+    params: bytes = b""  # The server's transport parameters, where the ticket permits early data.
 
 
 class ClientTickets:

@@ -28,6 +28,8 @@ class RecordingSink:
         self.alpn: str | None = None
         self.identity: PeerIdentity | None = None
         self.failure: tuple[int, str] | None = None
+        self.early: bool | None = None
+        self.early_remembered: bytes | None = None
 
     def crypto(self, level: Level, data: bytes) -> None:
         self.calls.append(f"crypto {level.name}")
@@ -40,6 +42,18 @@ class RecordingSink:
     def peer_params(self, data: bytes) -> None:
         self.calls.append("params")
         self.params = data
+
+    def early_params(self, data: bytes) -> None:
+        self.calls.append("early_params")
+        self.early_remembered = data
+
+    def early_answer(self, accepted: bool) -> None:
+        self.calls.append("early_answer")
+        self.early = accepted
+
+    def early_accepted(self, alpn: str, identity: PeerIdentity | None) -> None:
+        self.calls.append("early_accepted")
+        self.early, self.identity = True, identity
 
     def complete(self, alpn: str, identity: PeerIdentity | None) -> None:
         self.calls.append("complete")

@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aioquic import tls
@@ -16,12 +17,13 @@ from aioquic.asyncio.server import serve
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.events import QuicEvent, StreamDataReceived
 
-from control.handshake.replay import ReplayRegister
+from control.handshake import HandshakeConfig, Profile, TlsFactory, load_trust
+from control.handshake.policy import ALPN_HQ as ALPN
 from dataplane import Address, Config, Datapath
 from dataplane.config import BACKENDS
 from tests.python.conftest import Pki
-from tests.python.earlytls import ALPN, EarlyTls
 
+EARLY: Any = {"alpns": (ALPN,), "early_alpns": (ALPN,), "profile": Profile.TEST}
 PATIENCE = 10.0  # Seconds of a busy machine.
 
 
@@ -60,7 +62,7 @@ async def aioquic_server(certs: Path) -> AsyncIterator[tuple[Address, dict[bytes
 
 async def ask(datapath: Datapath, server: Address) -> tuple[bytes, bool | None]:
     """What the server answers to what we send at once, and whether it took it early."""
-    connection = await datapath.connect(server, server_name="localhost", early=True)
+    connection = await datapath.connect(server, server_name="node-b", early=True)
     async with connection, await connection.open_stream() as stream:
         stream.write(b"question")
         stream.write_eof()
@@ -71,21 +73,22 @@ async def ask(datapath: Datapath, server: Address) -> tuple[bytes, bool | None]:
 
 def test_our_client_and_aioquics_server(certs: Path) -> None:
     async def main() -> None:
-        ours = EarlyTls()
+        ours = TlsFactory(HandshakeConfig(trust=load_trust(certs / "ca.pem"), resumption=True, **EARLY))
+        kept = ours.shared.client_tickets
+        assert kept is not None
         async with (
             aioquic_server(certs) as (server, tickets),
             Datapath(Config(backend="socket"), ours) as datapath,
         ):
             async with asyncio.timeout(PATIENCE):
                 assert await ask(datapath, server) == (b"late question", None)
-                while ours.ticket is None:
+                while not len(kept):
                     await asyncio.sleep(0.01)
                 assert await ask(datapath, server) == (b"early question", True)
                 tickets.clear()
                 assert await ask(datapath, server) == (b"late question", False)
             counters = datapath.counters()
             assert counters["zero_rtt_sent"] >= 2 and counters["zero_rtt_refused"] == 1
-            assert ours.resumed == 1
 
     asyncio.run(main())
 
@@ -93,7 +96,9 @@ def test_our_client_and_aioquics_server(certs: Path) -> None:
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "afxdp"])
 def test_aioquics_client_and_our_server(pki: Pki, backend: str) -> None:
     async def main() -> None:
-        theirs = EarlyTls(pki.b, ReplayRegister(0.0, warm=True))
+        theirs = TlsFactory(HandshakeConfig(pki.b, resumption=True, **EARLY))
+        register = theirs.shared.register
+        assert register is not None
         config = Config(server=True, bind=Address("::1", 0), backend=backend)
         kept: list[tls.SessionTicket] = []
         taken: list[bool | None] = []
@@ -135,7 +140,7 @@ def test_aioquics_client_and_our_server(pki: Pki, backend: str) -> None:
                 assert await ask_aioquic(port, ticket) == (b"question", False)
             assert taken == [None, True, None]
             assert datapath.counters()["zero_rtt_received"] >= 1
-            assert theirs.register is not None and theirs.register.refused_replays == 1
+            assert register.refused_replays == 1
             serving.cancel()
 
     asyncio.run(main())

@@ -63,10 +63,14 @@ class Ends:
         self.server = TlsFactory(config, self.clock, self.tickets.keys)
 
     def meet(
-        self, tamper: Callable[[Level, bytes], bytes] = lambda level, data: data
+        self,
+        tamper: Callable[[Level, bytes], bytes] = lambda level, data: data,
+        *,
+        early: bool = False,
+        tamper_back: Callable[[Level, bytes], bytes] = lambda level, data: data,
     ) -> tuple[RecordingSink, RecordingSink, TlsSession, TlsSession]:
         client, server = RecordingSink(), RecordingSink()
-        ours = self.client.client(client, Target(Address("::1", 9292), "::1"))
+        ours = self.client.client(client, Target(Address("::1", 9292), "::1", (), early))
         theirs = self.server.server(server, Address("::1", 1))
         theirs.start(SERVER_PARAMS)
         ours.start(CLIENT_PARAMS)
@@ -75,7 +79,8 @@ class Ends:
                 level, data = client.outgoing.popleft()
                 theirs.receive(level, tamper(level, data))
             while server.outgoing:
-                ours.receive(*server.outgoing.popleft())
+                level, data = server.outgoing.popleft()
+                ours.receive(level, tamper_back(level, data))
         return client, server, ours, theirs
 
 
