@@ -155,17 +155,21 @@ class Fetch:
     bytes: int = 0
     handshakes: list[float] = field(default_factory=list)
     key_updated: bool = False
+    early_data: bool = False
+    resumed_early: list[bool | None] = field(default_factory=list)  # By connection; None: none was offered.
 
     async def connection(self, authority: str, paths: Sequence[str]) -> None:
         """Fetch `paths` over one connection. Raises HqError or ConnectionClosed."""
         connection = await self._connect(authority)
         async with connection:
-            self.handshakes.append(connection.handshake_seconds)
             gate = asyncio.Semaphore(self.concurrency)
             async with asyncio.TaskGroup() as group:
                 for path in paths:
                     await gate.acquire()
                     group.create_task(self._file(connection, path, gate))
+            await connection.wait_connected()
+            self.handshakes.append(connection.handshake_seconds)
+            self.resumed_early.append(connection.early)
 
     async def _connect(self, authority: str) -> Connection:
         if self.version_negotiation:
@@ -174,7 +178,7 @@ class Fetch:
             except ConnectionClosed as closed:
                 if not closed.version:
                     raise
-        return await self.datapath.connect(authority)
+        return await self.datapath.connect(authority, early=self.early_data)
 
     async def _file(self, connection: Connection, path: str, gate: asyncio.Semaphore) -> None:
         try:
@@ -232,7 +236,7 @@ async def get(
     await resolve_address(authority)  # Refuse what is no IPv6 address before anything is opened.
     begin = time.monotonic()
     async with options.datapath((ALPN_HQ,)) as datapath, options.local(output, datapath, "hq get"):
-        fetch = Fetch(datapath, **how)
+        fetch = Fetch(datapath, early_data=options.early_data, **how)
         try:
             for number in range(connections):
                 await fetch.connection(authority, paths[number::connections] or [paths[number % len(paths)]])
@@ -252,6 +256,7 @@ async def get(
         f"{fetch.bytes} bytes in {seconds:.2f} s ({human_bits(fetch.bytes * 8 / seconds)}), handshakes: "
         + ", ".join(f"{h * 1e3:.1f} ms" for h in fetch.handshakes[:8]),
         handshakes=fetch.handshakes,
+        early=fetch.resumed_early,
         bytes=fetch.bytes,
         seconds=seconds,
         **report,

@@ -21,7 +21,7 @@ from control.handshake import (
     load_credentials,
     load_trust,
 )
-from control.handshake.policy import CIPHERS
+from control.handshake.policy import ALPN_STOQ, CIPHERS
 from control.handshake.processes import MAX_PROCESSES
 from control.local import place
 from control.local.keylog import KeyLog
@@ -70,6 +70,7 @@ class NodeOptions:
     napi_us: int = 0
     idle_timeout: float = 0.0
     resumption: bool = False
+    early_data: bool = False
     handshake_processes: int = 0
     max_datagram: int = 0
     retry: bool = False
@@ -99,6 +100,10 @@ class NodeOptions:
 
     def handshake_config(self, alpns: tuple[str, ...]) -> HandshakeConfig:
         """How handshakes are made. Raises CredentialsError or ConfigError."""
+        if self.early_data and ALPN_STOQ in alpns:
+            raise ConfigError("a transfer over stoq/1 takes no early data: a replay would deliver it again")
+        if self.early_data and self.handshake_processes:
+            raise ConfigError("handshake processes take no early data: each would take a replay once")
         if (self.cert is None) != (self.key is None):
             raise ConfigError("--cert and --key belong together: name both")
         credentials = load_credentials(self.cert, self.key) if self.cert and self.key else None
@@ -110,6 +115,7 @@ class NodeOptions:
             ciphers=(self.cipher,) if self.cipher else tuple(CIPHERS),
             insecure=self.insecure,
             resumption=self.resumption,
+            early_alpns=alpns if self.early_data else (),
             key_log=self.key_log.add if self.key_log else None,
         )
 
@@ -247,6 +253,11 @@ _NODE = [
         "--resumption",
         is_flag=True,
         help="Issue session tickets and resume sessions: no certificates are exchanged again for an hour.",
+    ),
+    click.option(
+        "--early-data",
+        is_flag=True,
+        help="With --resumption: 0-RTT, in which what is asked may be asked again by who copied it.",
     ),
     click.option(
         "--handshake-processes",

@@ -187,6 +187,34 @@ def test_hq_fetches_many_files(certs: Path, www: Path, tmp_path: Path) -> None:
     assert len(summary["handshakes"]) == 1
 
 
+def test_hq_asks_again_without_waiting(certs: Path, www: Path, tmp_path: Path) -> None:
+    """The second connection resumes the first, and its requests are 0-RTT."""
+    out = tmp_path / "out"
+    out.mkdir()
+    early = ["--resumption", "--early-data"]
+    with hq_server(certs, www, *early) as (node, base):
+        urls = [f"{base}/small{n + 7}" for n in range(3)]
+        summary = stoq(*hq_get(certs, out, *early, "--connections", "2", *urls))[-1]
+        theirs = node.stop()[-1]
+    assert summary["early"] == [None, True]
+    assert theirs["counters"]["zero_rtt_received"] >= 1
+    for n in range(3):
+        assert (out / f"small{n + 7}").read_bytes() == (www / f"small{n + 7}").read_bytes()
+
+
+def test_handshake_processes_and_what_they_cannot(certs: Path, www: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with hq_server(certs, www, "--handshake-processes", "2") as (_, base):
+        assert stoq(*hq_get(certs, out, f"{base}/small9"))[-1]["early"] == [None]
+    for alpn, more in (("hq", ["--handshake-processes", "1"]), ("stoq", [])):
+        early = ["--resumption", "--early-data", *identity(certs, "node-b"), *more]
+        profile = ["--profile", "test", "--root", str(www)]
+        command = ["hq", "serve", *profile] if alpn == "hq" else ["serve", "--output", str(out)]
+        error = Running(*command, "--listen", "[::1]:0", *early).finish(code=2)[-1]
+        assert "early data" in error["error"]
+
+
 @pytest.mark.parametrize(
     "path", ["/../secret", "/%2e%2e/secret", "/link", "/sub", "/none", "/sub/../../secret"]
 )
