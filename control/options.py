@@ -102,8 +102,6 @@ class NodeOptions:
         """How handshakes are made. Raises CredentialsError or ConfigError."""
         if self.early_data and ALPN_STOQ in alpns:
             raise ConfigError("a transfer over stoq/1 takes no early data: a replay would deliver it again")
-        if self.early_data and self.handshake_processes:
-            raise ConfigError("handshake processes take no early data: each would take a replay once")
         if (self.cert is None) != (self.key is None):
             raise ConfigError("--cert and --key belong together: name both")
         credentials = load_credentials(self.cert, self.key) if self.cert and self.key else None

@@ -86,6 +86,8 @@ class HandshakeConfig:
                 raise ConfigError(f"{alpn} is always mutually authenticated: name the CA with --ca")
         if self.early_alpns and not self.resumption:
             raise ConfigError("early data needs session tickets: name --resumption too")
+        if ALPN_PERF in self.early_alpns:
+            raise ConfigError("perf takes no early data: it is served once the handshake is complete")
         if unknown := [alpn for alpn in self.early_alpns if alpn not in self.alpns]:
             raise ConfigError(f"early data for {', '.join(unknown)}, which is not spoken here")
         if self.insecure and self.profile is not Profile.TEST:

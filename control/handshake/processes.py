@@ -31,7 +31,7 @@ from control.handshake.factory import TlsFactory
 from control.handshake.policy import HandshakeConfig
 from control.handshake.session import TlsSession
 from dataplane.address import Address
-from dataplane.errors import DatapathError
+from dataplane.errors import ConfigError, DatapathError
 from dataplane.handshake import Aead, Handshake, HandshakeSink, Level, Target
 from dataplane.tables import TransportError
 
@@ -39,6 +39,7 @@ log = logging.getLogger("stoq.handshake")
 
 MAX_PROCESSES = 64
 MAX_PENDING = 1024  # Handshakes of one process under way: a third of a second's work, and some 30 MB.
+MAX_WAITING_BYTES = 1 << 20  # Asked of one process and not yet read by it.
 RESTART_SECONDS = 1.0  # Before a process that ended is started again.
 RESTARTS = 5  # Attempts.
 READY_SECONDS = 20.0  # To be ready: half a second's imports, on a busy machine more.
@@ -132,12 +133,13 @@ class Process(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready: asyncio.Future[None] | None = None
+        self._keys: tuple[tuple[bytes, bytes], ...] = ()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket = ours
         with theirs:
             try:
                 self._child: subprocess.Popen[bytes] = subprocess.Popen(
-                    [sys.executable, "-m", "control.handshake.process"],
+                    [sys.executable, "-P", "-m", "control.handshake.process"],
                     stdin=theirs.fileno(),
                     start_new_session=True,  # Ctrl-C is for the node.
                 )
@@ -160,13 +162,12 @@ class Process(asyncio.Protocol):
         """Is it there?"""
         return self._child.poll() is None
 
-    async def attach(self, first: list[bytes]) -> None:
+    async def attach(self, setup: bytes) -> None:
         """Begin to talk, in the running loop, and wait until it is ready. Raises DatapathError."""
         self._loop = loop = asyncio.get_running_loop()
         self._ready = loop.create_future()
         self._transport, _ = await loop.create_connection(lambda: self, sock=self._socket)
-        for data in first:
-            self._transport.write(data)
+        self._transport.write(setup)
         try:
             async with asyncio.timeout(READY_SECONDS):
                 await self._ready
@@ -198,10 +199,27 @@ class Process(asyncio.Protocol):
         remote = self._handshakes[self._next] = Remote(self, self._next, sink)
         return remote
 
+    @property
+    def full(self) -> bool:
+        """Has it as much to do as it may? What was asked of it counts, though its connection may be over."""
+        waiting = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        return self.pending >= MAX_PENDING or waiting > MAX_WAITING_BYTES
+
+    @property
+    def attached(self) -> bool:
+        """Can it be talked to?"""
+        return self._transport is not None
+
     def send(self, request: exchange.Request) -> None:
         """To the process; it waits in memory while the process is busy."""
         if self._transport is not None:
             self._transport.write(exchange.frame(request))
+
+    def give_keys(self, keys: tuple[tuple[bytes, bytes], ...]) -> None:
+        """Ticket keys, if they are not the ones it has."""
+        if keys != self._keys:
+            self._keys = keys
+            self.send(Keys(keys))
 
     def forget(self, number: int) -> None:
         """A connection ended before its handshake did."""
@@ -231,6 +249,7 @@ class Process(asyncio.Protocol):
             # A defect of ours on one connection must not end the others.
             log.exception("a handshake's reply failed")
             remote.lost()
+            self.send(Forget(reply.number))
         if remote.over:
             self._handshakes.pop(reply.number, None)
 
@@ -262,6 +281,8 @@ class ProcessFactory:
         drop: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        if config.early_alpns:
+            raise ConfigError("handshake processes take no early data: each would take a replay once")
         self.config = config
         self.tally = Tally()
         self._here = TlsFactory(config, clock)
@@ -287,12 +308,10 @@ class ProcessFactory:
 
     async def open(self) -> None:
         """Set the processes up. Raises DatapathError."""
-        await asyncio.gather(*(process.attach(self._first_words()) for process in self._processes))
+        await asyncio.gather(*(process.attach(self._setup) for process in self._processes))
+        if not all(process.attached for process in self._processes):
+            raise DatapathError("a handshake process ended as soon as it was ready")
         self._open = True
-
-    def _first_words(self) -> list[bytes]:
-        keys = [exchange.frame(Keys(self._keys.current()))] if self._keys is not None else []
-        return [self._setup, *keys]
 
     def close(self) -> None:
         """End the processes and wait for that."""
@@ -324,14 +343,14 @@ class ProcessFactory:
         """A handshake as server, in the process with the fewest under way."""
         if not self._processes:
             return self._here.server(sink, peer)
-        process = min(self._processes, key=lambda process: process.pending)
-        if process.pending >= MAX_PENDING:
+        process = min(self._processes, key=lambda process: (process.full, process.pending))
+        if process.full:
             self.tally.refused_busy += 1
             return Refused(sink)
-        if self._keys is not None and self._keys.rotate():
-            keys = Keys(self._keys.current())
+        if self._keys is not None:
+            keys = self._keys.current()
             for each in self._processes:
-                each.send(keys)
+                each.give_keys(keys)
         return process.handshake(sink)
 
     # ---- processes that end ----
@@ -357,16 +376,21 @@ class ProcessFactory:
                 return
             try:
                 process = Process(self)
-                self._ended.append(process)
-                await process.attach(self._first_words())
-            except (OSError, DatapathError) as error:
+            except OSError as error:
                 log.error("a handshake process cannot be started again: %s", error)
                 continue
-            if self._open:
-                self._ended.remove(process)
+            self._ended.append(process)  # Until it works: close() finds it there.
+            try:
+                await process.attach(self._setup)
+            except DatapathError as error:
+                log.error("a handshake process cannot be started again: %s", error)
+                process.close()
+                continue
+            if self._open and process.attached:
+                self._ended = [ended for ended in self._ended if ended is not process]
                 self.tally.restarts += 1
                 self._processes.append(process)
-            return
+                return
 
 
 class Refused:

@@ -168,8 +168,8 @@ class ServerContext(tls.Context):
         if shared.register is None or not session.early or alpn not in shared.config.early_alpns:
             return False
         age = (obfuscated_age - session.age_add) % (1 << 32) / 1000
-        server_age = shared.clock() - session.issued_at
-        return shared.register.take(ticket, now=time.monotonic(), server_age=server_age, client_age=age)
+        now = time.monotonic()
+        return shared.register.take(ticket, now=now, server_age=now - session.issued_at, client_age=age)
 
     def _exchange(self, shares: Sequence[tuple[int, bytes]]) -> tuple[tuple[int, bytes], bytes]:
         """Our key share and the secret, with the first group offered that is ours too."""
@@ -251,7 +251,8 @@ class ServerContext(tls.Context):
         age_add = int.from_bytes(os.urandom(4), "big")
         early = alpn in self._shared.config.early_alpns
         now = self._shared.clock()
-        session = msgspec.structs.replace(session, issued_at=now, age_add=age_add, early=early)
+        issued_at = time.monotonic()  # What the register's memory is measured by; no ticket outlives us.
+        session = msgspec.structs.replace(session, issued_at=issued_at, age_add=age_add, early=early)
         sealed = tickets.issue(session)
         if sealed is None:
             return b""

@@ -343,6 +343,16 @@ class TlsSession:
         if len(found) != 1:
             what = "no transport parameters" if not found else "transport parameters twice"
             raise HandshakeAbort.alert(Alert.MISSING_EXTENSION, f"the peer's TLS handshake carries {what}")
+        if (
+            self._early
+            and self._offered is not None
+            and context.alpn_negotiated != self._offered.session.alpn
+        ):
+            # RFC 8446 section 4.2.10: what was meant for one protocol must not be sent again in another.
+            raise HandshakeAbort.alert(
+                Alert.NO_APPLICATION_PROTOCOL,
+                f"early data was for {self._offered.session.alpn}, not {context.alpn_negotiated}",
+            )
         self._params = found[0]
         self._params_given = True
 
@@ -356,8 +366,6 @@ class TlsSession:
         if context.session_resumed:
             self._check_resumed(context, alpn)
             return
-        if self._client and context.early_data_accepted:
-            raise HandshakeAbort.alert(Alert.ILLEGAL_PARAMETER, "early data was taken without its session")
         server = isinstance(context, ServerContext)
         chain = context.chain_der if isinstance(context, ServerContext) else _peer_chain(context)
         if not chain:

@@ -60,7 +60,7 @@ class Session(msgspec.Struct, frozen=True, array_like=True):
     node_id: bytes  # Empty: the peer showed no certificate.
     subject: str
     certificate_der: bytes
-    issued_at: float = 0.0  # The ticket, by the server's clock.
+    issued_at: float = 0.0  # The ticket, by the server's monotonic clock.
     age_add: int = 0  # What the client hides its age with: RFC 8446 section 4.2.11.1.
     early: bool = False  # Early data may come with it.
 

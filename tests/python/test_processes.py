@@ -8,6 +8,7 @@ import contextlib
 import os
 import pwd
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -155,6 +156,29 @@ def test_too_many_at_once_are_refused(pki: Pki, monkeypatch: pytest.MonkeyPatch)
         assert nodes.server.handshakes["refused_busy"] == 1
 
     over_loopback(pki.client, pki.server, main, handshakes=ProcessFactory(pki.server, 1))
+
+
+def test_new_ticket_keys_reach_every_process(pki: Pki) -> None:
+    """A session of a ticket that one process sealed with a key made since the start is resumed by any."""
+    client, server = (
+        replace(config, resumption=True, ticket_lifetime=3600.0) for config in (pki.client, pki.server)
+    )
+    now = [time.time()]
+    factory = ProcessFactory(server, 2, clock=lambda: now[0])
+
+    async def main(nodes: Nodes) -> None:
+        for _ in range(2):
+            now[0] += 3601  # The node's clock alone: its keys change with each turn.
+            for _ in range(4):
+                connection = await nodes.client.connect(nodes.address)
+                async with connection, await connection.open_stream() as stream:
+                    stream.write_eof()
+                    await stream.wait_acknowledged()
+        # All but the first of each turn: the one before's key still opens its first too.
+        assert nodes.server.handshakes["completed"] == 8
+        assert nodes.server.handshakes["resumed"] == 7
+
+    over_loopback(client, server, main, handshakes=factory)
 
 
 # ---- without the engine ----
