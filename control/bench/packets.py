@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from control.bench import environment, latency
-from control.bench.processes import BenchError, running
+from control.bench.processes import BenchError, running, sink_and_generator
 from control.bench.report import Steps, median, pairwise, ratio, spread
 from control.bench.throughput import Bench
 from control.bench.yardsticks import program
@@ -66,11 +66,9 @@ class Loops:
         timed = [*size, "--seconds", f"{max(seconds, LEAST_SECONDS):g}"]
         sink = self.argv(which, "sink", self.receiver, self.sender, *size)
         generate = self.argv(which, "generate", self.sender, self.receiver, *timed)
-        async with running(f"{which} sink", self.receiver, sink) as listening:
-            await listening.ready()
-            async with running(f"{which} generator", self.sender, generate) as sending:
-                sent = await sending.result()
-                received = await listening.result()
+        received, sent = await sink_and_generator(
+            (f"{which} sink", self.receiver, sink), (f"{which} generator", self.sender, generate)
+        )
         return {
             "pps": received["pps"],
             "lost": received["lost"],

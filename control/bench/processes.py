@@ -149,6 +149,18 @@ async def running(
         await program.end()
 
 
+Start = tuple[str, Place, Sequence[str]]  # What `running` takes.
+
+
+async def sink_and_generator(sink: Start, generator: Start) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two C programs, the second once the first is ready: what arrived and what was sent."""
+    async with running(*sink) as listening:
+        await listening.ready()
+        async with running(*generator) as sending:
+            sent = await sending.result()
+            return await listening.result(), sent
+
+
 def python(module: str, *arguments: str) -> list[str]:
     """The command line of one of our modules, with the interpreter that runs us."""
     return [sys.executable, "-m", module, *arguments]

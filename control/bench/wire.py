@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from control.bench import environment
-from control.bench.processes import running
+from control.bench.processes import sink_and_generator
 from control.bench.report import Steps, median, pairwise, spread
 from control.bench.throughput import Bench
 from control.bench.yardsticks import CEILING_PORT, program
@@ -58,14 +58,11 @@ async def one(bench: Bench, variant: Variant, seconds: float) -> dict[str, Any]:
     options = ["--port", str(CEILING_PORT), "--datagram", str(bench.settings.datagram_bytes), "--no-crypto"]
     options += ["--json", *variant.options()]
     path, sink = program("ceiling"), bench.server
-    async with running(
-        f"{variant.name}, sink", sink, [path, "--listen", sink.address, *options]
-    ) as listening:
-        await listening.ready()
-        send = [path, "--connect", sink.address, "--seconds", f"{seconds:g}", *options]
-        async with running(f"{variant.name}, generator", bench.client, send) as sending:
-            sent = await sending.result()
-            received = await listening.result()
+    listen = [path, "--listen", sink.address, *options]
+    send = [path, "--connect", sink.address, "--seconds", f"{seconds:g}", *options]
+    received, sent = await sink_and_generator(
+        (f"{variant.name}, sink", sink, listen), (f"{variant.name}, generator", bench.client, send)
+    )
     return {
         "gbps": received["goodput_gbit_s"],
         "rx_cpu_ns": received["cpu_ns_per_packet"],

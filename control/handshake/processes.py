@@ -287,7 +287,6 @@ class ProcessFactory:
         self.tally = Tally()
         self._here = TlsFactory(config, clock)
         self._setup = exchange.frame(exchange.setup(config, user=user, drop=drop))
-        self._count = count
         self._processes: list[Process] = []
         self._ended: list[Process] = []
         self._restarts: set[asyncio.Task[None]] = set()

@@ -424,7 +424,7 @@ class TlsSession:
         buffers = self._buffers
         if not buffers:
             return
-        early, context = self._early and self._client, self._tls
+        context = self._tls
         if not self._client and context is not None and context.early_data_accepted and not self._params_sent:
             # The engine holds a client's early packets back until it has these, or Handshake keys without.
             self._params_sent = True
@@ -432,11 +432,11 @@ class TlsSession:
             cast(EarlySink, self._sink).early_accepted(context.alpn_negotiated or "", self._identity)
             self._give_secrets(Level.ZERO_RTT)
         self._flush_buffer(Level.INITIAL, buffers[tls.Epoch.INITIAL])
-        if early and self._secrets:
+        if self._early and self._secrets:
             self._give_secrets(Level.ZERO_RTT)
         if self._params_given and not self._params_sent:
             self._params_sent = True
-            if early and context is not None:
+            if self._early and context is not None:
                 cast(EarlySink, self._sink).early_answer(context.early_data_accepted)
             self._sink.peer_params(self._params)
         if self._secrets:
