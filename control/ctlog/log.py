@@ -71,6 +71,7 @@ class Log:
         self._wake = asyncio.Event()
         self._issuers: OrderedDict[bytes, bytes] = OrderedDict()
         self._listeners: list[Callable[[Published], None]] = []
+        self._cosigned = (sequencer.published, sequencer.published.note)
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
@@ -105,6 +106,16 @@ class Log:
     def published(self) -> Published:
         """The newest published head, as head and as note."""
         return self._sequencer.published
+
+    @property
+    def note(self) -> bytes:
+        """The newest published checkpoint, with the cosignatures that have come for it."""
+        return self._cosigned[1] if self._cosigned[0] is self.published else self.published.note
+
+    async def publish_note(self, published: Published, note: bytes) -> None:
+        """The checkpoint of `published` with more signatures takes its place, unless the log has gone on."""
+        if published is self.published:
+            self._cosigned = (published, note)
 
     @property
     def stopped(self) -> LogStopped | None:
