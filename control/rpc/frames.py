@@ -1,0 +1,36 @@
+"""Frames on a stream: a 4-byte big-endian length, then MessagePack of one typed struct."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from control.rpc.errors import FrameError
+from dataplane import IncompleteRead, Stream
+
+MAX_FRAME_BYTES = 4 << 20  # An answer to get-entries is the largest: 1,024 entries of some 3 KiB.
+LENGTH_BYTES = 4
+
+S = TypeVar("S")
+
+
+def write_frame(stream: Stream, message: msgspec.Struct) -> None:
+    """Queue one frame. Raises FrameError when nobody would take it."""
+    data = msgspec.msgpack.encode(message)
+    if len(data) > MAX_FRAME_BYTES:
+        raise FrameError(f"a message of {len(data)} bytes; {MAX_FRAME_BYTES} are taken: ask for less at a time")
+    stream.write(len(data).to_bytes(LENGTH_BYTES, "big") + data)
+
+
+async def read_frame(stream: Stream, kind: type[S], limit: int = MAX_FRAME_BYTES) -> S:
+    """The next frame, which must be a `kind`. Raises FrameError for anything else."""
+    try:
+        length = int.from_bytes(await stream.readexactly(LENGTH_BYTES), "big")
+        if length > limit:
+            raise FrameError(f"the peer announces a frame of {length} bytes; {limit} are taken")
+        return msgspec.msgpack.decode(await stream.readexactly(length), type=kind)
+    except IncompleteRead:
+        raise FrameError("the peer ended the stream in the middle of a message") from None
+    except msgspec.MsgspecError as error:
+        raise FrameError(f"the peer's message is malformed: {error}") from None
