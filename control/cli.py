@@ -69,8 +69,16 @@ def _add_commands() -> None:
     from control import blocks, capture, hq, node, perf, run, status
     from control.bench.commands import bench_group
     from control.doctor.command import doctor_command
+    from control.trustchain.ca_commands import ca_group
+    from control.trustchain.member_command import member_command
+    from control.trustchain.serve_command import acme_key_command, join_command, serve_command
 
+    ca_group.add_command(serve_command)
+    ca_group.add_command(acme_key_command)
     for command in (
+        ca_group,
+        join_command,
+        member_command,
         node.serve_command,
         node.receive_command,
         node.send_command,

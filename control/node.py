@@ -142,7 +142,11 @@ async def serve(output: Output, options: NodeOptions, listen: str, directory: Pa
         raise TransferError(f"{directory} is not a directory: make it first")
     receiver = Receiver(output, directory, once=once)
     datapath = options.datapath((ALPN_STOQ,), listen=listen, on_failure=receiver.refused)
-    async with datapath, options.local(output, datapath, "receive" if once else "serve"):
+    async with (
+        datapath,
+        options.local(output, datapath, "receive" if once else "serve"),
+        options.membership(output, datapath),
+    ):
         options.settle(output)
         local = datapath.local_address
         backend = datapath.describe()
@@ -172,7 +176,7 @@ async def send(output: Output, options: NodeOptions, path: Path, to: str, server
         hashing = bars.add_task("SHA-256", total=path.stat().st_size)
         digest = await loop.run_in_executor(None, hash_file, path, lambda n: bars.advance(hashing, n))
         bars.remove_task(hashing)
-        async with node as datapath, options.local(output, datapath, "send"):
+        async with node as datapath, options.local(output, datapath, "send"), options.membership(output, datapath):
             connection = await datapath.connect(address, server_name=server_name or host_of(to))
             output.event(
                 "connected",

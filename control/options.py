@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -34,6 +34,10 @@ from dataplane.guard import MODES
 from dataplane.handshake import HandshakeFactory
 from dataplane.tables import CongestionController
 
+if TYPE_CHECKING:
+    from control.trustchain.agent import Handshakes
+    from control.trustchain.membership import Membership
+
 BUSY_BACKEND = "socket"  # Who never sleeps has a datagram soonest by asking for it (decision 15).
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,6 +51,7 @@ class NodeOptions:
     cert: Path | None = None
     key: Path | None = None
     ca: Path | None = None
+    home: Path | None = None
     backend: str | None = None  # None: what is fastest here (decision 15).
     crypto: str = "auto"
     core: tuple[int, ...] = ()
@@ -79,6 +84,8 @@ class NodeOptions:
     control: str | None = None
     allow_secrets: bool = False
     key_log: KeyLog | None = field(default=None, init=False)
+    member: Membership | None = field(default=None, init=False)  # Of an authority, with --home.
+    factory: HandshakeFactory | None = field(default=None, init=False)  # Of the datapath that was made last.
 
     def __post_init__(self) -> None:
         self.key_log = KeyLog() if self.allow_secrets else None
@@ -89,7 +96,7 @@ class NodeOptions:
 
     def _server_handshakes(self, config: HandshakeConfig) -> HandshakeFactory:
         if config.credentials is None:
-            raise ConfigError("a server needs --cert and --key (make some with `stoq dev-certs DIR`)")
+            raise ConfigError("a server needs --home, or --cert and --key (make some with `stoq dev-certs DIR`)")
         if self.handshake_processes == 0:
             return TlsFactory(config)
         privileges.identity(self.user)  # A mistake is told before processes are started.
@@ -104,9 +111,16 @@ class NodeOptions:
             raise ConfigError("a transfer over stoq/1 takes no early data: a replay would deliver it again")
         if (self.cert is None) != (self.key is None):
             raise ConfigError("--cert and --key belong together: name both")
+        if self.home and (self.cert or self.ca):
+            raise ConfigError("--home has certificate, key and authority: leave --cert, --key and --ca out")
+        if self.home and self.member is None:
+            from control.trustchain.membership import Membership  # A fifth of a second that others need not wait.
+
+            self.member = Membership(self.home)
         credentials = load_credentials(self.cert, self.key) if self.cert and self.key else None
         return HandshakeConfig(
-            credentials=credentials,
+            credentials=self.member.credentials if self.member else credentials,
+            verifier=self.member.verifier if self.member else None,
             trust=load_trust(self.ca) if self.ca else None,
             alpns=alpns,
             profile=Profile(self.profile),
@@ -174,7 +188,23 @@ class NodeOptions:
         config = self.config(listen=listen, **more)
         settings = self.handshake_config(alpns)
         handshakes = TlsFactory(settings) if listen is None else self._server_handshakes(settings)
+        self.factory = handshakes
         return Datapath(config, handshakes, on_failure=on_failure)
+
+    @asynccontextmanager
+    async def membership(self, output: Output, datapath: Datapath) -> AsyncIterator[None]:
+        """With --home: follows the authority and renews the certificate inside the block. Else nothing."""
+        if self.member is None or self.factory is None:
+            yield
+            return
+        if datapath.config.uid:
+            self.member.give_to(datapath.config.uid, datapath.config.gid)
+
+        def say(what: str, text: str) -> None:
+            output.event(what, text, reason=text)
+
+        async with self.member.running(datapath, cast("Handshakes", self.factory), say):
+            yield
 
     def local(
         self, output: Output, datapath: Datapath, command: str
@@ -195,6 +225,7 @@ _NODE = [
     click.option("--cert", type=FILE, help="Our certificate chain, PEM, leaf first."),
     click.option("--key", type=FILE, help="Our private key, PEM."),
     click.option("--ca", type=FILE, help="Certificate authorities we trust, PEM."),
+    click.option("--home", type=FILE, help="Home of a node that joined an authority; in place of the three above."),
     click.option(
         "--backend",
         type=click.Choice(BACKENDS),

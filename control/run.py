@@ -2,6 +2,7 @@
 
       network namespace a                          network namespace b
       `stoq receive` (worker on core 1) ◀──veth──  `stoq send FILE` (worker on core 0)
+      `stoq ca serve` with two logs    ◀──veth──  `stoq join`, then whatever the node asks
 
 Without root the two nodes are processes over ::1. The nodes are the same commands an operator would use,
 started with --json; this one draws the bar and the table. Namespaces, certificates, the file made on the spot
@@ -10,109 +11,28 @@ and the file received are removed however it ends.
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
 import random
 import shutil
-import sys
 import tempfile
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from control import devcerts
 from control.console import Output, human_bits, human_bytes, run_async
-from control.netns import INTERFACE, Namespace, Pair, can_make_namespaces
+from control.netns import INTERFACE, Pair, can_make_namespaces
+from control.nodes import Node, Place, RunError, start
 from control.options import FILE
 from control.report import trains_text
-from dataplane import STOQ_PORT, StoqError
+from control.trust_scene import TrustScene
+from dataplane import STOQ_PORT
 from dataplane.config import BACKENDS
 
 DEFAULT_BYTES = 1 << 30
 SPARE_BYTES = 64 << 20  # Left free on the disk beside the file and its copy.
 PATTERN_BYTES = 1 << 20
-END_SECONDS = 5.0  # A node gets so long to end when asked to.
-
-
-class RunError(StoqError):
-    """The job failed; the text says which node and why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a node runs: in a namespace or, with None, here; and on which core (-1: any)."""
-
-    namespace: Namespace | None
-    address: str
-    core: int
-    interface: str | None = None  # To be served alone: afxdp needs one.
-
-    def wrap(self, argv: list[str]) -> list[str]:
-        """The node's command line. It ends when we die, whatever kills us."""
-        inside = self.namespace.wrap(argv) if self.namespace else argv
-        return ["setpriv", "--pdeathsig", "TERM", *inside] if shutil.which("setpriv") else inside
-
-
-class Node:
-    """A `stoq --json …` process and its events."""
-
-    def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
-        self.name = name
-        self.process = process
-
-    async def events(self) -> Any:
-        """Events as they come. Raises RunError for an error event and when the process ends badly."""
-        assert self.process.stdout is not None
-        async for line in self.process.stdout:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if event["event"] in ("error", "failed"):
-                raise RunError(f"the {self.name}: {event['error']}")
-            yield event
-        if await self.process.wait() != 0:
-            raise RunError(f"the {self.name} ended with exit code {self.process.returncode}")
-
-    async def until(self, *names: str) -> dict[str, Any]:
-        """The next event of one of these names."""
-        async for event in self.events():
-            if event["event"] in names:
-                return dict(event)
-        raise RunError(f"the {self.name} ended early")
-
-    async def end(self) -> None:
-        """Ask it to end, wait, and insist."""
-        if self.process.returncode is not None:
-            return
-        self.process.terminate()
-        try:
-            async with asyncio.timeout(END_SECONDS):
-                await self.process.wait()
-        except TimeoutError:
-            self.process.kill()
-            await self.process.wait()
-
-
-async def start(name: str, place: Place, arguments: list[str]) -> Node:
-    """Start a node. In a session of its own, so that Ctrl-C reaches only us and the order of ending is
-    ours."""
-    argv = [sys.executable, "-m", "control.cli", "--json", *arguments]
-    if place.core >= 0:
-        argv += ["--core", str(place.core)]
-    if place.interface is not None:
-        argv += ["--interface", place.interface]
-    process = await asyncio.create_subprocess_exec(
-        *place.wrap(argv),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,
-    )
-    return Node(name, process)
 
 
 def make_file(path: Path, size: int, output: Output) -> None:
@@ -174,9 +94,6 @@ async def run(output: Output, file: Path | None, backend: str, size: int, mtu: i
             file = work / f"random-{human_bytes(size).replace(' ', '')}.bin"
             make_file(file, size, output)
         sender, receiver = places(stack, output, backend, mtu)
-        devcerts.write(
-            work / "certs", ["sender", "receiver"], [sender.address, receiver.address, "::1"][:3], days=1
-        )
         (work / "in").mkdir()
         await _transfer(output, file, work, sender, receiver, ["--backend", backend, *more])
 
@@ -184,39 +101,23 @@ async def run(output: Output, file: Path | None, backend: str, size: int, mtu: i
 async def _transfer(
     output: Output, file: Path, work: Path, sender: Place, receiver: Place, options: list[str]
 ) -> None:
-    certs = work / "certs"
-    identity = {
-        name: [
-            "--cert",
-            str(certs / f"{name}.pem"),
-            "--key",
-            str(certs / f"{name}.key"),
-            "--ca",
-            str(certs / "ca.pem"),
-        ]
-        for name in ("sender", "receiver")
-    }
     port = STOQ_PORT if receiver.namespace else 0
     async with AsyncExitStack() as stack:
+        where = Place(receiver.namespace, receiver.address, -1)
+        scene = TrustScene(work / "trust", where, {"receiver": receiver, "sender": sender})
+        trust = await stack.enter_async_context(scene.running())
         listen = f"[{receiver.address}]:{port}"
-        arguments = [
-            "receive",
-            "--listen",
-            listen,
-            "--output",
-            str(work / "in"),
-            *identity["receiver"],
-            *options,
-        ]
-        node_b = await start("receiver", receiver, arguments)
+        received = ["receive", "--listen", listen, "--output", str(work / "in"), *trust.home("receiver"), *options]
+        node_b = await start("receiver", receiver, received)
         stack.push_async_callback(node_b.end)
         listening = await node_b.until("listening")
         to = f"[{receiver.address}]:{listening['port']}"
-        node_a = await start("sender", sender, ["send", str(file), "--to", to, *identity["sender"], *options])
+        node_a = await start("sender", sender, ["send", str(file), "--to", to, *trust.home("sender"), *options])
         stack.push_async_callback(node_a.end)
         sent = await _watch(output, node_a, node_b, file)
         summary = await node_b.until("summary")
-    _report(output, sent, listening, summary, sender, receiver)
+        member = await trust.member("receiver", sender)
+    _report(output, sent, listening, summary, member, sender, receiver)
 
 
 async def _watch(output: Output, node_a: Node, node_b: Node, file: Path) -> dict[str, Any]:
@@ -247,6 +148,7 @@ def _report(
     sent: dict[str, Any],
     listening: dict[str, Any],
     summary: dict[str, Any],
+    member: dict[str, Any],
     a: Place,
     b: Place,
 ) -> None:
@@ -263,6 +165,7 @@ def _report(
             f"{sent['handshake_seconds'] * 1e3:.2f} ms, mutual TLS 1.3, {sent['aead']}, "
             f"peer {sent['identity']}",
         ),
+        *(tuple(line.split(": ", 1)) for line in member["lines"]),
         (
             "goodput",
             f"{human_bits(sent['goodput_bps'])} ({sent['seconds']:.2f} s from "
@@ -276,7 +179,7 @@ def _report(
         ("datagrams per receive", trains_text(summary["trains_received"])),
     ]
     output.table("", rows)
-    output.event("result", where=where, sender=sent, receiver=summary)
+    output.event("result", where=where, sender=sent, receiver=summary, member=member)
 
 
 @click.command("run")

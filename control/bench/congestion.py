@@ -14,7 +14,7 @@ from control.bench.models import Path
 from control.bench.processes import running
 from control.bench.report import Steps, median, ratio, spread
 from control.bench.yardsticks import program
-from control.run import Place
+from control.nodes import Place
 
 REFERENCES: dict[str, tuple[str, Callable[[Path], float]]] = {
     "newreno": ("Mathis et al. 1997, periodic loss, an ACK a packet (C = 1.22)", models.mathis),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from control.bench.processes import ROOT
-from control.run import Place
+from control.nodes import Place
 
 LIBRARIES = ("aioquic", "qh3", "cryptography", "cffi")
 CPU_FLAGS = ("aes", "vaes", "vpclmulqdq", "avx2", "avx512f")  # What decides how fast AES-GCM is.

@@ -25,7 +25,7 @@ from control.bench import environment
 from control.bench.processes import python, running
 from control.bench.report import Steps, median, pairwise, spread
 from control.bench.throughput import Bench
-from control.run import Place
+from control.nodes import Place
 from dataplane import STOQ_PORT
 
 MODULE = "control.bench.handshaker"

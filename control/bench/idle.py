@@ -10,7 +10,7 @@ from control.bench import environment
 from control.bench.processes import running
 from control.bench.report import Steps, median, ratio, spread
 from control.bench.yardsticks import program
-from control.run import Place
+from control.nodes import Place
 
 RATIO = "median over trials of Gbit/s beside the idle ones / alone; a trial: alone, beside, beside, alone"
 PARTS = {

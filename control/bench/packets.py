@@ -24,7 +24,7 @@ from control.bench.report import Steps, median, pairwise, ratio, spread
 from control.bench.throughput import Bench
 from control.bench.yardsticks import program
 from control.netns import INTERFACE
-from control.run import Place
+from control.nodes import Place
 
 BACKENDS = ("afxdp", "io_uring", "socket")
 # MTU of the link and UDP payload, bytes. 3498: about the most that native XDP takes in one page.

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from control.run import Place
+from control.nodes import Place
 from dataplane import StoqError
 
 ROOT = Path(__file__).resolve().parents[2]  # The project; build/ and tests/ are there.

@@ -25,7 +25,7 @@ from control.bench import environment, yardsticks
 from control.bench.processes import ROOT, Program, python, running, stoq
 from control.bench.report import Steps, median, pairwise, spread
 from control.console import Output
-from control.run import Place
+from control.nodes import Place
 from dataplane import STOQ_PORT
 
 FOR_EVER_BYTES = 1 << 50  # A transfer that only the clock ends.

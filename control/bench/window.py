@@ -12,7 +12,7 @@ from control.bench.engine import default_core
 from control.bench.processes import running
 from control.bench.report import Steps, median, ratio, spread
 from control.bench.yardsticks import program
-from control.run import Place
+from control.nodes import Place
 
 RATIO = "median over trials of goodput with windows as configured / with windows of 1 GiB"
 QUEUE_BYTES = 2_000_000_000  # Nothing is dropped: congestion control is not what is measured.

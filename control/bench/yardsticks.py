@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from control.bench.processes import ROOT, BenchError, running
-from control.run import Place
+from control.nodes import Place
 
 HEADERS_BYTES = 48  # IPv6 and UDP: what of the MTU is not UDP payload.
 CEILING_PORT = 9299

@@ -18,7 +18,7 @@ from control.ctlog.errors import LogError, LogStopped, Malformed, NotFound, Refu
 from control.ctlog.log import Log
 from control.ctlog.sequencer import CHECKPOINT
 from control.ctlog.structs import HASH_BYTES, EntryType, LogEntry
-from control.ctlog.tiles import parse_tile_path, tile_width
+from control.ctlog.tiles import parse_tile_path
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
@@ -176,7 +176,10 @@ class LogApi:
         return _json({"leaf_index": index, "audit_path": [_b64(one) for one in proof]}, FOREVER)
 
     async def _extra(self, entry: LogEntry) -> bytes:
-        chain = vector(b"".join([vector(await self.log.issuer(one), 3) for one in entry.chain]), 3)
+        try:
+            chain = vector(b"".join([vector(await self.log.issuer(one), 3) for one in entry.chain]), 3)
+        except NotFound as error:
+            raise LogStopped(f"entry {entry.index} cannot be told whole ({error}): run `stoq ct fsck`") from None
         if entry.entry.kind is EntryType.PRECERT:
             return vector(entry.precertificate, 3) + chain
         return chain
@@ -210,10 +213,7 @@ class LogApi:
         return Reply(200, self.log.note, TEXT, HEAD_CACHE)
 
     async def _tile(self, path: str) -> Reply:
-        level, number, width = parse_tile_path(path)
-        if width > tile_width(self.log.head.size, level, number):
-            raise NotFound(f"{path} is not in the published tree of {self.log.head.size}")
-        return Reply(200, await self.log.object(path), BINARY, FOREVER)
+        return Reply(200, await self.log.tile(*parse_tile_path(path)), BINARY, FOREVER)
 
     async def _issuer(self, name: str) -> Reply:
         try:

@@ -30,6 +30,12 @@ def _response(reply: Reply) -> web.Response:
 def log_application(logs: Mapping[str, LogApi]) -> web.Application:
     """An application with each log below `/<prefix>/` (the empty prefix: at the root)."""
     application = web.Application(client_max_size=MAX_BODY_BYTES)
+    add_logs(application, logs)
+    return application
+
+
+def add_logs(application: web.Application, logs: Mapping[str, LogApi]) -> None:
+    """Each log below `/<prefix>/` of an application, after what is there already."""
 
     def handler(api: LogApi) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def handle(request: web.Request) -> web.Response:
@@ -44,24 +50,28 @@ def log_application(logs: Mapping[str, LogApi]) -> web.Application:
         base = f"/{prefix.strip('/')}" if prefix.strip("/") else ""
         application.router.add_get(base + "/{path:.+}", handler(api))
         application.router.add_post(base + "/{path:.+}", handler(api))
-    return application
 
 
 class HttpServer:
-    """An application on one IPv6 address."""
+    """An application on one IPv6 address: `open`, or `bind` and, once the port is known, `serve`."""
 
     def __init__(
         self, application: web.Application, address: Address, tls: ssl.SSLContext | None = None
     ) -> None:
-        self._runner = web.AppRunner(
-            application, access_log=None, handler_cancellation=False, shutdown_timeout=5.0, keepalive_timeout=75.0
-        )
+        self._application = application
         self._address = address
         self._tls = tls
+        self._listener: socket.socket | None = None
+        self._runner: web.AppRunner | None = None
         self.address = address
 
     async def open(self) -> None:
-        """Listen. Raises ConfigError."""
+        """Listen and serve. Raises ConfigError."""
+        await self.bind()
+        await self.serve(self._application)
+
+    async def bind(self) -> None:
+        """Take the address. Raises ConfigError."""
         listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -72,11 +82,22 @@ class HttpServer:
             raise ConfigError(
                 f"cannot listen for HTTP on {self._address}: {error.strerror}: name another with --http"
             ) from None
+        self._listener = listener
         self.address = Address(self._address.ip, listener.getsockname()[1])
+
+    async def serve(self, application: web.Application) -> None:
+        """Answer by this application."""
+        assert self._listener is not None
+        self._runner = web.AppRunner(
+            application, access_log=None, handler_cancellation=False, shutdown_timeout=5.0, keepalive_timeout=75.0
+        )
         await self._runner.setup()
-        await web.SockSite(self._runner, listener, backlog=BACKLOG, ssl_context=self._tls).start()
+        await web.SockSite(self._runner, self._listener, backlog=BACKLOG, ssl_context=self._tls).start()
 
     async def close(self) -> None:
         """Answer what is under way, then end."""
-        async with asyncio.timeout(10):
-            await self._runner.cleanup()
+        if self._runner is not None:
+            async with asyncio.timeout(10):
+                await self._runner.cleanup()
+        elif self._listener is not None:
+            self._listener.close()

@@ -35,22 +35,29 @@ def row_of(entry: LogEntry) -> Row:
     return entry.leaf_hash[:KEY_BYTES], submission_hash(entry.entry)[:KEY_BYTES], entry.index
 
 
+def _is_damage(error: sqlite3.Error) -> bool:
+    """Is the file broken or not ours? Else it may pass: a full disk, another process's lock."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_MISUSE) & 0xFF
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+
+
 class Index:
     """See the module's text. All calls but `lookup` go through one thread."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ct-index")
-        self._database = self._open()
-        self.size = self._read_size()
-
-    def _open(self) -> sqlite3.Connection:
+        self.damaged = False  # SQLite found it so: `reset` it and add everything again.
         try:
-            return self._connect()
-        except sqlite3.DatabaseError:
+            self._database = self._connect()
+            self.size = self._read_size()
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise Unavailable(f"the index {path} cannot be opened: {error}") from None
             # Derived: what cannot be read is made again.
             self._remove()
-            return self._connect()
+            self._database = self._connect()
+            self.size = 0
 
     def _remove(self) -> None:
         for suffix in ("", "-wal", "-shm"):
@@ -78,6 +85,7 @@ class Index:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, function)
         except sqlite3.Error as error:
+            self.damaged = self.damaged or _is_damage(error)
             raise Unavailable(f"the index {self._path} does not answer: {error}") from None
 
     async def add(self, rows: Sequence[Row], size: int) -> None:
@@ -98,7 +106,8 @@ class Index:
                 database.execute("INSERT INTO state VALUES (?)", (size,))
                 database.execute("COMMIT")
             except BaseException:
-                database.execute("ROLLBACK")
+                if database.in_transaction:  # Some errors have rolled it back already.
+                    database.execute("ROLLBACK")
                 raise
 
         await self._call(work)
@@ -113,20 +122,20 @@ class Index:
             self._database = self._connect()
 
         await self._call(work)
-        self.size = 0
+        self.size, self.damaged = 0, False
 
     def _lookup(self, table: str, key: bytes) -> int | None:
-        try:
-            row = self._database.execute(
-                f"SELECT idx FROM {table} WHERE key = ?", (key[:KEY_BYTES],)
-            ).fetchone()
-        except sqlite3.Error as error:
-            raise Unavailable(f"the index {self._path} does not answer: {error}") from None
+        row = self._database.execute(f"SELECT idx FROM {table} WHERE key = ?", (key[:KEY_BYTES],)).fetchone()
         return int(row[0]) if row else None
 
     async def leaf(self, leaf_hash: bytes) -> int | None:
         """The index of the entry that may have this leaf hash."""
         return await self._call(lambda: self._lookup("leaves", leaf_hash))
+
+    async def leaves(self, hashes: Iterable[bytes]) -> list[int | None]:
+        """Many at once."""
+        wanted = list(hashes)
+        return await self._call(lambda: [self._lookup("leaves", one) for one in wanted])
 
     async def submission(self, submission: bytes) -> int | None:
         """The index of the entry that may be of this submission (`submission_hash`)."""

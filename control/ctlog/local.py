@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import secrets
 import shutil
 import sqlite3
 from collections.abc import Callable, Mapping
@@ -53,6 +54,7 @@ class LocalStorage(_Threaded):
     def __init__(self, root: Path) -> None:
         super().__init__("ct-files")
         self._root = root
+        self._temporary = f".{secrets.token_hex(4)}{TEMPORARY}"  # Another process may write the same object.
         self._known: set[Path] = set()  # Directories that are there and synced; bounded by what we made.
         root.mkdir(parents=True, exist_ok=True)
 
@@ -70,7 +72,7 @@ class LocalStorage(_Threaded):
             for key, data in objects.items():
                 path = self._root / check_key(key)
                 directories |= self._make(path.parent)
-                temporary = path.with_name(path.name + TEMPORARY)
+                temporary = path.with_name(path.name + self._temporary)
                 descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
                 with os.fdopen(descriptor, "wb", buffering=0) as file:
                     view = memoryview(data)
@@ -93,14 +95,17 @@ class LocalStorage(_Threaded):
         """Make a directory; returns those whose entries changed and are to be synced."""
         if directory in self._known:
             return set()
-        changed, missing = set(), directory
-        while not missing.exists():
-            changed.add(missing.parent)
-            missing = missing.parent
         directory.mkdir(parents=True, exist_ok=True)
         if len(self._known) > 4096:
             self._known.clear()
-        self._known.add(directory)
+        # Also those that were there: who made them may have been killed before they were synced.
+        changed, inner = set(), directory
+        while inner not in self._known:
+            changed.add(inner.parent)
+            self._known.add(inner)
+            if inner == self._root:
+                break
+            inner = inner.parent
         return changed
 
     async def get(self, key: str) -> bytes:
@@ -113,6 +118,13 @@ class LocalStorage(_Threaded):
             raise NotFound(f"there is no {key}") from None
         except OSError as error:
             raise Unavailable(f"cannot read {path}: {error.strerror}") from None
+
+    async def names(self, prefix: str) -> list[str]:
+        """What lies below `prefix/`: keys, and what an interrupted write left behind."""
+        top = self._root / check_key(prefix)
+        return await self._call(
+            lambda: sorted(str(one.relative_to(self._root)) for one in top.rglob("*") if one.is_file())
+        )
 
     async def delete(self, prefix: str) -> None:
         """See Storage."""

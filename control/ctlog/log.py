@@ -26,11 +26,13 @@ from control.ctlog.sequencer import Published, Sequencer, Submission, issuer_key
 from control.ctlog.signer import Signer
 from control.ctlog.storage import LockStore, Storage
 from control.ctlog.structs import LogEntry, Sct
-from control.ctlog.tiles import TILE_WIDTH, Tree
+from control.ctlog.tiles import DATA, TILE_WIDTH, Tree, tile_path, tile_width
 
 logger = logging.getLogger("stoq.ctlog")
 
 MAX_ISSUERS = 1024  # Certificates of issuers kept in memory.
+ROUND_BYTES = 16 << 20  # Certificates in one round; with the tile that is not full it makes one object below 64 MiB.
+CLOSE_SECONDS = 10.0  # A round that the storage holds up longer is finished by the next start.
 INDEX_ROWS = 4096  # Entries read at a time when the index is made anew.
 
 
@@ -91,7 +93,10 @@ class Log:
         task, self._task = self._task, None
         if task is not None:
             self._wake.set()
-            await task
+            _, late = await asyncio.wait({task}, timeout=CLOSE_SECONDS)
+            for one in late:
+                one.cancel()
+            await asyncio.gather(task, return_exceptions=True)
         self._fail_all(Unavailable("the log is ending: try again later"))
         await self._index.close()
 
@@ -121,6 +126,12 @@ class Log:
     def stopped(self) -> LogStopped | None:
         """Why it signs nothing any more."""
         return self._sequencer.stopped
+
+    def stop(self, error: LogStopped) -> None:
+        """Sign nothing more: somebody who watches the log has found it inconsistent."""
+        if self._sequencer.stopped is None:
+            self._sequencer.stopped = error
+            logger.critical("log %s has stopped: %s", self.signer.origin, error)
 
     @property
     def waiting(self) -> int:
@@ -180,13 +191,15 @@ class Log:
             self._wake.clear()
             if self._task is None:
                 return
-            batch = list(self._queue.items())[: self.options.round_entries]
+            batch = self._batch()
             try:
                 await self._round(batch)
             except (LogError, OSError) as error:
                 logger.warning("log %s: a round failed: %s", self.signer.origin, error)
                 self._answer(batch, Unavailable(str(error)))
             except LogStopped as error:
+                # Also when it is what was read that does not lead to the head.
+                self._sequencer.stopped = self._sequencer.stopped or error
                 self._fail_all(error)
                 return
             except Exception as error:
@@ -199,7 +212,21 @@ class Log:
                 self._wake.set()
             await asyncio.sleep(max(0.0, begin + self.options.period - loop.time()))
 
+    def _batch(self) -> list[tuple[bytes, _Waiting]]:
+        """What goes into the next round: bounded also in bytes, since all of it is staged as one object."""
+        batch: list[tuple[bytes, _Waiting]] = []
+        size = 0
+        for key, waiting in self._queue.items():
+            one = waiting.submission
+            size += len(one.entry.certificate) + len(one.precertificate)
+            if batch and (len(batch) >= self.options.round_entries or size > ROUND_BYTES):
+                break
+            batch.append((key, waiting))
+        return batch
+
     async def _round(self, batch: Sequence[tuple[bytes, _Waiting]]) -> None:
+        if self._index.damaged or self._index.size != self.head.size:
+            await self._catch_up()  # It failed in an earlier round.
         found = await self._known([key for key, _ in batch])
         fresh = [item for item in batch if item[0] not in found]
         self.duplicates += len(found)
@@ -239,7 +266,7 @@ class Log:
     async def _catch_up(self) -> None:
         """The index may lack the newest entries, or be of another tree."""
         reader, size = self._sequencer.reader, self.head.size
-        if self._index.size > size or (self._index.size and not await self._index_fits()):
+        if self._index.damaged or self._index.size > size or (self._index.size and not await self._index_fits()):
             logger.warning("log %s: the index is not of this tree and is made anew", self.signer.origin)
             await self._index.reset()
         at = self._index.size
@@ -253,7 +280,12 @@ class Log:
 
     async def _index_fits(self) -> bool:
         last = await self.entry(self._index.size - 1)
-        return await self._index.leaf(last.leaf_hash) == last.index
+        try:
+            return await self._index.leaf(last.leaf_hash) == last.index
+        except Unavailable:
+            if self._index.damaged:
+                return False
+            raise
 
     # ---- questions ----
 
@@ -328,9 +360,15 @@ class Log:
                 self._issuers.popitem(last=False)
         return known
 
-    async def object(self, key: str) -> bytes:
-        """An object of the static-ct-api layout as stored. Raises NotFound."""
-        return await self._storage.get(key)
+    async def tile(self, level: int, number: int, width: int) -> bytes:
+        """A tile (level `tiles.DATA`: of entries) as static-ct-api has it. Raises NotFound."""
+        if not 1 <= width <= tile_width(self.head.size, level, number):
+            path = tile_path(level, number, width)
+            raise NotFound(f"{path} is not in the published tree of {self.head.size}")
+        reader = self._sequencer.reader
+        if level == DATA:
+            return b"".join([one.encode() for one in (await reader.entries(number))[:width]])
+        return b"".join((await reader.hashes(level, number))[:width])
 
     @property
     def tree(self) -> Tree:

@@ -165,6 +165,9 @@ def open_checkpoint(data: bytes, origin: str, key: LogKey) -> TreeHead:
     found, size, root = parse_checkpoint(note.text)
     if found != origin:
         raise ProofError(f"a checkpoint of {found}, not of {origin}")
+    if note.text != checkpoint_text(origin, size, root):
+        # RFC 6962's signature covers size and root alone: whatever else stands there is nobody's word.
+        raise Malformed("a checkpoint with more than origin, size and root, or with these in another form")
     wanted = note_key_id(origin, RFC6962, key_id(key))
     for one in note.signatures:
         if one.name == origin and one.key_id == wanted:

@@ -28,6 +28,7 @@ signed, submissions are refused as unavailable, and the log goes on when the clo
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from control.ctlog.errors import LockConflict, LogError, LogStopped, Malformed, NotFound, ProofError, Unavailable
-from control.ctlog.merkle import root_plan
+from control.ctlog.merkle import HASH_BYTES, root_plan
 from control.ctlog.note import TreeHead, open_checkpoint
 from control.ctlog.signer import Signer
 from control.ctlog.storage import LockStore, Storage
@@ -46,6 +47,7 @@ from control.ctlog.tiles import (
     TileReader,
     Tree,
     level_width,
+    parse_tile_path,
     split_entries,
     split_hashes,
     tile_path,
@@ -91,6 +93,26 @@ class Published:
 def staging_key(size: int, root: bytes) -> str:
     """Where a round's tiles are staged."""
     return f"staging/{size}-{root.hex()}"
+
+
+def encode_staged(tiles: Mapping[str, bytes]) -> bytes:
+    """A round's tiles as one object, behind their SHA-256: not all of an entry hangs on the tree's root."""
+    body = msgspec.msgpack.encode(tiles)
+    return hashlib.sha256(body).digest() + body
+
+
+def decode_staged(data: bytes) -> dict[str, bytes]:
+    """A round's tiles by key. Raises Malformed."""
+    body = data[HASH_BYTES:]
+    if hashlib.sha256(body).digest() != data[:HASH_BYTES]:
+        raise Malformed("they are not those of their hash")
+    try:
+        tiles = msgspec.msgpack.decode(body, type=dict[str, bytes])
+        for key in tiles:
+            parse_tile_path(key)
+    except (msgspec.MsgspecError, NotFound) as error:
+        raise Malformed(str(error)) from None
+    return tiles
 
 
 def issuer_key(fingerprint: bytes) -> str:
@@ -147,23 +169,26 @@ class Sequencer:
     ) -> Sequencer:
         """The log as it was left; finishes a round that a crash interrupted. Raises LogStopped when what is there
         does not fit together."""
+        # The checkpoint first: whoever else is at work, the lock is then at it or further on.
+        published = await _checkpoint(storage, signer)
         note = await lock.load(signer.log_id)
         if note is None:
             raise LogError(
                 f"{lock.describe()} knows no log {signer.log_id.hex()[:16]}: make one with `stoq ct init`"
             )
         head = _own_head(note, signer, "the lock store")
-        published = await _checkpoint(storage, signer)
         if published is None or published.note != note:
             await _recover(storage, published, head, note)
         tree, entries = await load_edge(storage, head)
-        if published is not None and published.head.size < head.size:
-            await _check_goes_on(storage, tree, published.head)
         return cls(signer, storage, lock, clock, Published(head, note, tree), entries)
 
     # ---- a round ----
 
     def _ready(self) -> None:
+        if self.stopped is None and self._committed != self.published.note:
+            # The call that committed it was cancelled or met what trying again does not cure. To go on from the
+            # published tree would fork the committed one; a start finishes it.
+            self._stop("a round was committed and not finished: start it anew, which finishes it")
         if self.stopped is not None:
             raise self.stopped.again()
 
@@ -195,7 +220,7 @@ class Sequencer:
         try:
             await self._store_issuers(submissions)
             if tiles:
-                await self._storage.put({staged: msgspec.msgpack.encode(tiles)})
+                await self._storage.put({staged: encode_staged(tiles)})
             await self._commit(note)
         except LogError:
             # A head that the lock store seemed to refuse could still arrive there, until another one is swapped in:
@@ -322,7 +347,8 @@ async def _recover(storage: Storage, published: Published | None, head: TreeHead
     """The checkpoint is not the lock's head: finish the round, or find out that the storage is another one."""
     if published is not None:
         old = published.head
-        if old.size > head.size or (old.size == head.size and old.root != head.root):
+        other = old.size == head.size and old.root != head.root
+        if old.size > head.size or old.timestamp > head.timestamp or other:
             raise LogStopped(
                 f"the storage has a signed head of {old.size} entries that the lock store, at {head.size}, does not "
                 "know: the lock store was rolled back, or two were in use; bring back the right one"
@@ -331,33 +357,67 @@ async def _recover(storage: Storage, published: Published | None, head: TreeHead
         await storage.put({CHECKPOINT: note})
         return
     if published is None or published.head.size < head.size:
+        tiles: dict[str, bytes] = {}
         try:
             staged = await storage.get(staging_key(head.size, head.root))
-            tiles = msgspec.msgpack.decode(staged, type=dict[str, bytes])
+            tiles = decode_staged(staged)
         except NotFound:
-            have = "no checkpoint" if published is None else f"a checkpoint of {published.head.size} entries"
-            raise LogStopped(
-                f"the lock store knows {head.size} entries, {storage.describe()} has {have} and nothing staged: it was "
-                "rolled back or lost; restore the newest state, a backup of it must never be served"
-            ) from None
-        except msgspec.MsgspecError as error:
+            # Another sequencer that was held up may have put an older checkpoint over the newest one.
+            if published is None or not await _in_place(storage, published.head, head):
+                have = "no checkpoint" if published is None else f"a checkpoint of {published.head.size} entries"
+                raise LogStopped(
+                    f"the lock store knows {head.size} entries, {storage.describe()} has {have} and nothing staged: it "
+                    "was rolled back or lost; restore the newest state, a backup of it must never be served"
+                ) from None
+        except Malformed as error:
             raise LogStopped(f"the staged tiles of {head.size} entries are damaged: {error}") from None
-        if any(not key.startswith("tile/") for key in tiles):
-            raise LogStopped(f"the staged tiles of {head.size} entries are not ours")
-        begin = published.head.size if published else 0
-        log.warning("recovering entries %d to %d from the staged tiles", begin, head.size - 1)
-        # What is staged is trusted as little as anything in the storage: it must lead to the head.
-        await load_edge(_Overlay(storage, tiles), head)
-        await storage.put(tiles)
+        if tiles:
+            begin = published.head.size if published else 0
+            log.warning("recovering entries %d to %d from the staged tiles", begin, head.size - 1)
+            # What is staged is trusted as little as anything in the storage: nothing is written before all of it is
+            # seen to lead to the head, and the head to go on the published one.
+            await _check_new(Overlay(storage, tiles), published.head if published else None, head)
+            await storage.put(tiles)
     await storage.put({CHECKPOINT: note})
 
 
-class _Overlay:
+async def _in_place(storage: Storage, old: TreeHead, head: TreeHead) -> bool:
+    try:
+        await _check_new(storage, old, head)
+    except LogStopped:
+        return False
+    return True
+
+
+async def _check_new(storage: Storage | Overlay, old: TreeHead | None, head: TreeHead) -> None:
+    """The tiles of the entries since `old` lead to `head`, and `head` goes on `old`. Raises LogStopped. Of a storage
+    without a checkpoint only the last round's are looked at, and of all tiles the right edge."""
+    tree, _ = await load_edge(storage, head)
+    reader = TileReader(storage.get, tree)
+    if old is not None and old.size:
+        plan = root_plan(old.size)
+        if plan.fold(await reader.nodes(plan.nodes))[0] != old.root:
+            raise LogStopped(f"the lock's head does not go on the published one of {old.size} entries")
+    begin = old.size if old is not None else head.size
+    numbers = set(range(begin // TILE_WIDTH, -(-head.size // TILE_WIDTH)))
+    if isinstance(storage, Overlay):
+        numbers |= storage.data_tiles
+    for number in sorted(numbers):
+        await reader.entries(number)
+
+
+class Overlay:
     """Reads staged tiles before those in place."""
 
     def __init__(self, storage: Storage, tiles: Mapping[str, bytes]) -> None:
         self._storage = storage
         self._tiles = tiles
+
+    @property
+    def data_tiles(self) -> set[int]:
+        """Numbers of the staged data tiles."""
+        found = (parse_tile_path(key) for key in self._tiles)
+        return {number for level, number, _ in found if level == DATA}
 
     async def get(self, key: str) -> bytes:
         """See Storage."""
@@ -365,7 +425,7 @@ class _Overlay:
         return staged if staged is not None else await self._storage.get(key)
 
 
-async def load_edge(storage: Storage | _Overlay, head: TreeHead) -> tuple[Tree, list[bytes]]:
+async def load_edge(storage: Storage | Overlay, head: TreeHead) -> tuple[Tree, list[bytes]]:
     """The right edge of the tree of this head, and the encoded entries of the data tile that is not full. Raises
     LogStopped when they do not lead to the head."""
     edge: list[list[bytes]] = []
@@ -396,18 +456,8 @@ async def load_edge(storage: Storage | _Overlay, head: TreeHead) -> tuple[Tree, 
     return tree, [entry.encode() for entry in entries]
 
 
-async def _edge_object(storage: Storage | _Overlay, key: str) -> bytes:
+async def _edge_object(storage: Storage | Overlay, key: str) -> bytes:
     try:
         return await storage.get(key)
     except NotFound:
         raise LogStopped(f"{key} is missing in the storage: run `stoq ct fsck`") from None
-
-
-async def _check_goes_on(storage: Storage, tree: Tree, old: TreeHead) -> None:
-    """The tree goes on the one that was published."""
-    if old.size == 0:
-        return
-    plan = root_plan(old.size)
-    root = plan.fold(await TileReader(storage.get, tree).nodes(plan.nodes))[0]
-    if root != old.root:
-        raise LogStopped(f"the lock's head does not go on the published one of {old.size} entries")

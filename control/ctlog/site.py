@@ -7,6 +7,8 @@
     DIR/data/         tiles, checkpoint, issuers         \
     DIR/lock.db       the lock store                      } when they are local
     DIR/index.db      hash to index; can be made anew
+    DIR/s3.key        what objects in S3 are sealed with; 0600
+    DIR/anchor.json   how far heads have come on a chain
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from cryptography import x509
@@ -33,15 +36,18 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from control.ctlog.chains import Acceptor, Window
+from control.ctlog.envelope import Envelope, create_key_file, load_key_file
 from control.ctlog.errors import LogError, Malformed
 from control.ctlog.index import Index
 from control.ctlog.local import LocalStorage, SqliteLock
-from control.ctlog.log import Log, Options
 from control.ctlog.note import Witness, check_name
 from control.ctlog.sequencer import Sequencer
 from control.ctlog.signer import Signer
 from control.ctlog.storage import LockStore, Storage
 from control.ctlog.structs import LogKey
+
+if TYPE_CHECKING:
+    from control.ctlog.s3 import S3Options
 
 CONFIG, KEY, PUBLIC, ROOTS = "log.json", "log.key", "log.pem", "roots.pem"
 SHARD = re.compile(r"(\d{4})(?:h([12]))?")
@@ -50,13 +56,17 @@ LoadKey = Callable[[str], ec.EllipticCurvePrivateKey]
 
 
 class S3Place(msgspec.Struct, frozen=True, tag="s3", forbid_unknown_fields=True):
-    """A bucket. `key_file`: 32 bytes that encrypt, hex or raw, mode 0600. Credentials come from where boto3 looks."""
+    """A bucket. `key_file`: the key that seals every object (32 bytes, 0600; made by `stoq ct init`), relative to the
+    log's directory; `older_key_files` still open what they sealed. Credentials come from where boto3 looks."""
 
-    endpoint: str
     bucket: str
-    key_file: str
+    key_file: str = "s3.key"
+    endpoint: str = ""
     prefix: str = ""
     region: str = "us-east-1"
+    plain_http: bool = False
+    create_bucket: bool = False
+    older_key_files: tuple[str, ...] = ()
 
 
 class LocalPlace(msgspec.Struct, frozen=True, tag="local", forbid_unknown_fields=True):
@@ -73,11 +83,13 @@ class WitnessPlace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class AnchorPlace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A contract that heads are anchored in."""
 
-    rpc: str
-    contract: str
-    account: str  # File of the publisher's key, 0600.
-    interval: float = 60.0  # Seconds between two anchors.
-    confirmations: int = 0  # 0: by the chain's own finality.
+    rpc: str  # http://[::1]:8545
+    chain_id: int
+    contract: str  # 0x and 40 digits.
+    account: str  # File of the publisher's key, 0600, relative to the log's directory.
+    every_seconds: float = 3600.0
+    every_entries: int = 0
+    confirmations: int = 64  # Where the chain has no finality of its own.
 
 
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -175,15 +187,41 @@ class Site:
             return Signer(self.config.origin, load_key(self.config.key))
         return Signer(self.config.origin, _load_key(self.directory / self.config.key))
 
-    def storage(self) -> Storage:
-        """Where tiles are."""
+    async def storage(self) -> Storage:
+        """Where tiles are. Raises LogError."""
         place = self.config.storage
-        return LocalStorage(self.directory / "data") if isinstance(place, LocalPlace) else _s3(place)[0]
+        if isinstance(place, LocalPlace):
+            return LocalStorage(self.directory / "data")
+        from control.ctlog import s3  # boto3 need not be there where it is not used.
 
-    def lock(self) -> LockStore:
-        """Where heads are."""
+        return await s3.S3Storage.open(self._s3(place), self._envelope(place))
+
+    async def lock(self) -> LockStore:
+        """Where heads are. Raises LogError."""
         place = self.config.lock
-        return SqliteLock(self.directory / "lock.db") if isinstance(place, LocalPlace) else _s3(place)[1]
+        if isinstance(place, LocalPlace):
+            return SqliteLock(self.directory / "lock.db")
+        from control.ctlog import s3
+
+        return await s3.S3LockStore.open(self._s3(place), self._envelope(place))
+
+    def _s3(self, place: S3Place) -> S3Options:
+        from control.ctlog import s3
+
+        return s3.S3Options(
+            bucket=place.bucket,
+            prefix=place.prefix,
+            endpoint=place.endpoint,
+            region=place.region,
+            plain_http=place.plain_http,
+            create_bucket=place.create_bucket,
+        )
+
+    def _envelope(self, place: S3Place) -> Envelope:
+        return Envelope(
+            load_key_file(self.directory / place.key_file),
+            [load_key_file(self.directory / one) for one in place.older_key_files],
+        )
 
     def index(self) -> Index:
         """Hash to index."""
@@ -193,12 +231,6 @@ class Site:
     def witnesses(self) -> list[tuple[Witness, str]]:
         """Keys and addresses. Raises Malformed."""
         return [(Witness.parse(one.vkey), one.url) for one in self.config.witnesses]
-
-
-def _s3(place: S3Place) -> tuple[Storage, LockStore]:
-    from control.ctlog.s3 import open_s3  # boto3 is there when it is needed.
-
-    return open_s3(place.endpoint, place.bucket, place.prefix, place.region, Path(place.key_file))
 
 
 def load_roots(path: Path) -> tuple[x509.Certificate, ...]:
@@ -239,45 +271,16 @@ async def create(
     signer = site.signer(load_key)
     public = signer.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     write_new(directory / PUBLIC, public, 0o644)
-    storage, lock = site.storage(), site.lock()
+    for place in (config.storage, config.lock):
+        if isinstance(place, S3Place) and not (directory / place.key_file).exists():
+            create_key_file(directory / place.key_file)
+    storage = await site.storage()
     try:
-        await Sequencer.create(signer, storage, lock, clock)
+        lock = await site.lock()
+        try:
+            await Sequencer.create(signer, storage, lock, clock)
+        finally:
+            await lock.close()
     finally:
         await storage.close()
-        await lock.close()
     return site
-
-
-class OpenLog:
-    """A log with its stores, as an async context manager."""
-
-    def __init__(self, site: Site, clock: Callable[[], float], load_key: LoadKey | None = None) -> None:
-        self._site = site
-        self._clock = clock
-        self._load_key = load_key
-        self._stores: list[Storage | LockStore] = []
-        self._log: Log | None = None
-
-    async def __aenter__(self) -> Log:
-        site = self._site
-        signer = site.signer(self._load_key)
-        acceptor = Acceptor(site.roots, site.config.window)
-        try:
-            storage, lock = site.storage(), site.lock()
-            self._stores = [storage, lock]
-            options = Options(period=site.config.period)
-            self._log = await Log.open(signer, acceptor, storage, lock, site.index(), self._clock, options)
-        except BaseException:
-            await self._close_stores()
-            raise
-        return self._log
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._log is not None:
-            await self._log.close()
-        await self._close_stores()
-
-    async def _close_stores(self) -> None:
-        for store in self._stores:
-            await store.close()
-        self._stores = []

@@ -1,6 +1,7 @@
 """What a node and its handshake processes say to each other: MessagePack structs in length-prefixed frames.
 
-      node ── Setup, Keys ──────────────────────────────▶ process     once; Keys again when they change
+      node ── Setup, Keys ──────────────────────────────▶ process     first; again when they change
+           ── Update(state) ────────────────────────────▶            of the peer verifier
            ── Start(params), Receive(level, data), Forget ▶            for one handshake, by its number
            ◀── Reply(number, calls) ──                                the calls on its HandshakeSink, in order
 
@@ -23,12 +24,13 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from control.handshake.credentials import Credentials, CredentialsError, PrivateKey, Trust
+from control.handshake.peer import Exported, load
 from control.handshake.policy import HandshakeConfig, Profile
 from dataplane.handshake import PeerIdentity
 
 LENGTH_BYTES = 4
 READY = 0  # Number of the reply to Setup: handshakes may come.
-MAX_FRAME_BYTES = 1 << 20  # A Setup with long chains; a TLS message is 64 KiB at most.
+MAX_FRAME_BYTES = 1 << 24  # A Setup with a peer verifier's revocations; a TLS message is 64 KiB at most.
 
 
 class Setup(msgspec.Struct, frozen=True, array_like=True, tag=0):
@@ -45,6 +47,7 @@ class Setup(msgspec.Struct, frozen=True, array_like=True, tag=0):
     ciphers: tuple[str, ...]
     resumption: bool
     ticket_lifetime: float
+    verifier: Exported | None = None
 
 
 class Keys(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -74,6 +77,12 @@ class Forget(msgspec.Struct, frozen=True, array_like=True, tag=4):
     number: int
 
 
+class Update(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """PeerVerifier.update."""
+
+    state: bytes
+
+
 class Crypto(msgspec.Struct, frozen=True, array_like=True, tag=0):
     """HandshakeSink.crypto."""
 
@@ -97,11 +106,12 @@ class Params(msgspec.Struct, frozen=True, array_like=True, tag=2):
 
 
 class Complete(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """HandshakeSink.complete."""
+    """HandshakeSink.complete. `chain`: what the node has to confirm before it lets the peer in, leaf first."""
 
     alpn: str
     identity: PeerIdentity | None
     resumed: bool
+    chain: tuple[bytes, ...] = ()
 
 
 class Fail(msgspec.Struct, frozen=True, array_like=True, tag=4):
@@ -120,7 +130,7 @@ class Logged(msgspec.Struct, frozen=True, array_like=True, tag=5):
 
 
 Call = Crypto | Secret | Params | Complete | Fail | Logged
-Request = Setup | Keys | Start | Receive | Forget
+Request = Setup | Keys | Start | Receive | Forget | Update
 
 
 class Reply(msgspec.Struct, frozen=True, array_like=True):
@@ -183,6 +193,7 @@ def setup(config: HandshakeConfig, *, user: str | None, drop: bool) -> Setup:
         ciphers=config.ciphers,
         resumption=config.resumption,
         ticket_lifetime=config.ticket_lifetime,
+        verifier=config.verifier.export() if config.verifier is not None else None,
     )
 
 
@@ -201,4 +212,5 @@ def config_of(sent: Setup, key_log: Any) -> HandshakeConfig:
         resumption=sent.resumption,
         ticket_lifetime=sent.ticket_lifetime,
         key_log=key_log if sent.key_log else None,
+        verifier=load(sent.verifier) if sent.verifier is not None else None,
     )

@@ -1,7 +1,9 @@
 """What is asked of a peer, by application protocol (ALPN).
 
-`stoq/1` is always mutual. `perf` and `hq-interop` exist for measuring and for strangers: they belong to the
-test profile, which has to be named to get them, and there no client certificate is asked for.
+`stoq/1` is always mutual. `stoq-join/1` is for a node that has no certificate yet: it verifies the authority by what
+its token says, and proves itself by the token's secret; nothing but joining is served on it. `perf` and `hq-interop`
+exist for measuring and for strangers: they belong to the test profile, which has to be named to get them, and there no
+client certificate is asked for.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ from enum import Enum
 from aioquic.tls import CipherSuite
 
 from control.handshake.credentials import Credentials, Trust
+from control.handshake.peer import PeerVerifier
 from dataplane.errors import ConfigError
 
 ALPN_STOQ = "stoq/1"
+ALPN_JOIN = "stoq-join/1"
 ALPN_PERF = "perf"
 ALPN_HQ = "hq-interop"
 MAX_TICKET_LIFETIME = 7 * 86400  # Seconds; RFC 8446 section 4.6.1.
@@ -38,6 +42,7 @@ class AlpnPolicy:
 
 ALPN_POLICIES: dict[str, AlpnPolicy] = {
     ALPN_STOQ: AlpnPolicy(mutual=True, test_only=False),
+    ALPN_JOIN: AlpnPolicy(mutual=False, test_only=False),
     ALPN_PERF: AlpnPolicy(mutual=False, test_only=True),
     ALPN_HQ: AlpnPolicy(mutual=False, test_only=True),
 }
@@ -68,6 +73,7 @@ class HandshakeConfig:
     ticket_lifetime: float = 3600.0  # Seconds after a full handshake in which its session may be resumed.
     # Is told each traffic secret: client random, label of the key log format, secret. Only on explicit wish.
     key_log: Callable[[bytes, str, bytes], None] | None = None
+    verifier: PeerVerifier | None = None  # Judges peers in place of `trust`, which is then not looked at.
 
     def __post_init__(self) -> None:
         if not self.alpns:
@@ -82,7 +88,7 @@ class HandshakeConfig:
                 raise ConfigError(f"{alpn} belongs to the test profile: name it with --profile test")
             if policy.mutual and self.insecure:
                 raise ConfigError(f"{alpn} is always mutually authenticated: --insecure is not possible")
-            if policy.mutual and self.trust is None:
+            if policy.mutual and self.trust is None and self.verifier is None:
                 raise ConfigError(f"{alpn} is always mutually authenticated: name the CA with --ca")
         if self.early_alpns and not self.resumption:
             raise ConfigError("early data needs session tickets: name --resumption too")

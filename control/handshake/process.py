@@ -30,6 +30,7 @@ from control.handshake.exchange import (
     Secret,
     Setup,
     Start,
+    Update,
     config_of,
     frame,
 )
@@ -65,8 +66,10 @@ class Recorder:
 
     def complete(self, alpn: str, identity: PeerIdentity | None) -> None:
         """See HandshakeSink."""
-        resumed = self.session is not None and self.session.resumed
-        self._calls.append(Complete(alpn, identity, resumed))
+        assert self.session is not None
+        verdict = self.session.unconfirmed
+        chain = self.session.chain if verdict is not None else ()
+        self._calls.append(Complete(alpn, identity, self.session.resumed, chain))
         self.over = True
 
     def fail(self, code: int, reason: str) -> None:
@@ -83,7 +86,7 @@ class Process:
         self._sessions: dict[int, Recorder] = {}
         config = config_of(sent, self._log_key)
         self._keys = TicketKeys.given(config.ticket_lifetime, time.time)
-        self._factory = TlsFactory(config, ticket_keys=self._keys)
+        self._factory = TlsFactory(config, ticket_keys=self._keys, confirms=False)
 
     def _log_key(self, client_random: bytes, label: str, secret: bytes) -> None:
         self._calls.append(Logged(client_random, label, secret))
@@ -103,6 +106,12 @@ class Process:
             recorder.session.start(request.params)
         elif isinstance(request, Forget):
             self._sessions.pop(request.number, None)
+            return None
+        elif isinstance(request, Setup):
+            self._factory.replace(config_of(request, self._log_key))
+            return None
+        elif isinstance(request, Update):
+            self._factory.update_trust(request.state)
             return None
         else:
             assert isinstance(request, Keys), request

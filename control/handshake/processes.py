@@ -21,12 +21,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from control.handshake import exchange
 from control.handshake.alerts import Alert, HandshakeAbort
-from control.handshake.exchange import Complete, Crypto, Forget, Frames, Keys, Logged, Params, Secret
+from control.handshake.exchange import Complete, Crypto, Forget, Frames, Keys, Logged, Params, Secret, Update
 from control.handshake.factory import TlsFactory
 from control.handshake.policy import HandshakeConfig
 from control.handshake.session import TlsSession
@@ -60,12 +60,13 @@ class Tally:
 class Remote:
     """A `dataplane.handshake.Handshake` whose TLS is in a process."""
 
-    __slots__ = ("_number", "_owner", "_sink", "over", "resumed")
+    __slots__ = ("_held", "_number", "_owner", "_sink", "over", "resumed")
 
     def __init__(self, owner: Process, number: int, sink: HandshakeSink) -> None:
         self._owner = owner
         self._number = number
         self._sink = sink
+        self._held: asyncio.Future[None] | None = None  # The node confirms the verdict.
         self.over = False
         self.resumed = False
 
@@ -84,20 +85,63 @@ class Remote:
     def end(self) -> None:
         """See Handshake."""
         if not self.over:
-            self.over = True
+            self._end()
             self._owner.forget(self._number)
 
     def lost(self) -> None:
-        """Its process has ended."""
-        self.over = True
+        """Its process has ended. One that is only held back here needs it no more."""
+        if self._held is not None:
+            return
+        self._end()
         self._fail(HandshakeAbort.alert(Alert.INTERNAL_ERROR, "the handshake process ended"))
+
+    def _end(self) -> None:
+        self.over = True
+        if self._held is not None:
+            self._held.cancel()
 
     def _fail(self, abort: HandshakeAbort) -> None:
         self._sink.fail(abort.code, abort.reason)
 
-    def apply(self, calls: list[exchange.Call], tally: Tally, key_log: KeyLog | None) -> None:
-        """What its process asks of the connection."""
-        sink = self._sink
+    def receive_calls(self, calls: list[exchange.Call], factory: ProcessFactory) -> None:
+        """What its process asks of the connection. The calls that complete a handshake wait until the node has
+        confirmed the verdict."""
+        complete = next((call for call in calls if isinstance(call, Complete)), None)
+        try:
+            waiting = factory.admit(complete) if complete is not None else None
+        except HandshakeAbort as abort:
+            self._refuse(abort, factory)
+            return
+        if waiting is None:
+            self._apply(calls, factory)
+            return
+        calls = list(calls)
+        self._held = held = asyncio.ensure_future(waiting)
+        held.add_done_callback(lambda held: self._on_confirmed(held, calls, factory))
+
+    def _on_confirmed(
+        self, held: asyncio.Future[None], calls: list[exchange.Call], factory: ProcessFactory
+    ) -> None:
+        self._held = None
+        if held.cancelled() or self.over:
+            return
+        error = held.exception()
+        if error is None:
+            self._apply(calls, factory)
+        else:
+            if not isinstance(error, HandshakeAbort):
+                log.error("a verdict could not be confirmed", exc_info=error)
+                error = HandshakeAbort.alert(Alert.INTERNAL_ERROR, "the verdict could not be confirmed")
+            self._refuse(error, factory)
+        self._owner.done(self._number)
+
+    def _refuse(self, abort: HandshakeAbort, factory: ProcessFactory) -> None:
+        self.over = True
+        factory.tally.failed += 1
+        self._fail(abort)
+
+    def _apply(self, calls: list[exchange.Call], factory: ProcessFactory) -> None:
+        sink, tally, key_log = self._sink, factory.tally, factory.config.key_log
         for call in calls:
             if isinstance(call, Crypto):
                 sink.crypto(Level(call.level), call.data)
@@ -119,9 +163,6 @@ class Remote:
                 sink.fail(call.code, call.reason)
 
 
-KeyLog = Callable[[bytes, str, bytes], None]
-
-
 class Process(asyncio.Protocol):
     """The node's end of one handshake process."""
 
@@ -130,6 +171,7 @@ class Process(asyncio.Protocol):
         self._frames = Frames(exchange.Reply)
         self._handshakes: dict[int, Remote] = {}
         self._next = 0
+        self._state_bytes = 0  # Of configurations, not counted among what waits.
         self._transport: asyncio.Transport | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready: asyncio.Future[None] | None = None
@@ -162,12 +204,12 @@ class Process(asyncio.Protocol):
         """Is it there?"""
         return self._child.poll() is None
 
-    async def attach(self, setup: bytes) -> None:
+    async def attach(self, setup: exchange.Setup) -> None:
         """Begin to talk, in the running loop, and wait until it is ready. Raises DatapathError."""
         self._loop = loop = asyncio.get_running_loop()
         self._ready = loop.create_future()
         self._transport, _ = await loop.create_connection(lambda: self, sock=self._socket)
-        self._transport.write(setup)
+        self._transport.write(exchange.frame(setup))
         try:
             async with asyncio.timeout(READY_SECONDS):
                 await self._ready
@@ -201,9 +243,12 @@ class Process(asyncio.Protocol):
 
     @property
     def full(self) -> bool:
-        """Has it as much to do as it may? What was asked of it counts, though its connection may be over."""
+        """Has it as much to do as it may? What was asked of it counts, though its connection may be over. A large
+        configuration that is on its way does not: it is read in one go, and refuses nobody."""
         waiting = self._transport.get_write_buffer_size() if self._transport is not None else 0
-        return self.pending >= MAX_PENDING or waiting > MAX_WAITING_BYTES
+        if waiting <= MAX_WAITING_BYTES:
+            self._state_bytes = 0
+        return self.pending >= MAX_PENDING or waiting > MAX_WAITING_BYTES + self._state_bytes
 
     @property
     def attached(self) -> bool:
@@ -215,11 +260,22 @@ class Process(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(exchange.frame(request))
 
+    def send_state(self, request: exchange.Setup | Update) -> None:
+        """A new configuration, or a new state of the peer verifier."""
+        if self._transport is not None:
+            data = exchange.frame(request)
+            self._state_bytes += len(data)
+            self._transport.write(data)
+
     def give_keys(self, keys: tuple[tuple[bytes, bytes], ...]) -> None:
         """Ticket keys, if they are not the ones it has."""
         if keys != self._keys:
             self._keys = keys
             self.send(Keys(keys))
+
+    def done(self, number: int) -> None:
+        """A handshake that was held back here is over."""
+        self._handshakes.pop(number, None)
 
     def forget(self, number: int) -> None:
         """A connection ended before its handshake did."""
@@ -244,7 +300,7 @@ class Process(asyncio.Protocol):
         if remote is None:
             return
         try:
-            remote.apply(reply.calls, self._factory.tally, self._factory.config.key_log)
+            remote.receive_calls(reply.calls, self._factory)
         except Exception:
             # A defect of ours on one connection must not end the others.
             log.exception("a handshake's reply failed")
@@ -265,6 +321,11 @@ class Process(asyncio.Protocol):
             remote.lost()
 
 
+def _check(config: HandshakeConfig) -> None:
+    if config.early_alpns:
+        raise ConfigError("handshake processes take no early data: each would take a replay once")
+
+
 class ProcessFactory:
     """A `dataplane.handshake.HandshakeFactory` with `count` processes for the server's side.
 
@@ -281,18 +342,15 @@ class ProcessFactory:
         drop: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        if config.early_alpns:
-            raise ConfigError("handshake processes take no early data: each would take a replay once")
-        self.config = config
+        _check(config)
         self.tally = Tally()
         self._here = TlsFactory(config, clock)
-        self._setup = exchange.frame(exchange.setup(config, user=user, drop=drop))
+        self._who = (user, drop)
+        self._setup = self._setup_of(config)
         self._processes: list[Process] = []
         self._ended: list[Process] = []
         self._restarts: set[asyncio.Task[None]] = set()
         self._open = False
-        tickets = self._here.shared.server_tickets
-        self._keys = tickets.keys if tickets else None
         try:
             for _ in range(count):
                 self._processes.append(Process(self))
@@ -307,7 +365,11 @@ class ProcessFactory:
 
     async def open(self) -> None:
         """Set the processes up. Raises DatapathError."""
-        await asyncio.gather(*(process.attach(self._setup) for process in self._processes))
+        setup = self._setup
+        await asyncio.gather(*(process.attach(setup) for process in self._processes))
+        if self._setup is not setup:  # It was replaced meanwhile.
+            for process in self._processes:
+                process.send_state(self._setup)
         if not all(process.attached for process in self._processes):
             raise DatapathError("a handshake process ended as soon as it was ready")
         self._open = True
@@ -332,6 +394,43 @@ class ProcessFactory:
         counts = {name: getattr(self.tally, name) for name in Tally.__slots__}
         return {"processes": len(self._processes), "pending": pending, **counts}
 
+    # ---- what changes while it runs ----
+
+    @property
+    def config(self) -> HandshakeConfig:
+        """Of the handshakes that begin now."""
+        return self._here.config
+
+    def _setup_of(self, config: HandshakeConfig) -> exchange.Setup:
+        user, drop = self._who
+        return exchange.setup(config, user=user, drop=drop)
+
+    def replace(self, config: HandshakeConfig) -> None:
+        """TlsFactory.replace, here and in every process: requests to a process keep their order, so handshakes that
+        begin after this have the new configuration. Raises ConfigError, CredentialsError."""
+        _check(config)
+        setup = self._setup_of(config)
+        self._here.replace(config)
+        self._setup = setup
+        for process in self._processes:
+            process.send_state(setup)
+
+    def update_trust(self, state: bytes) -> int:
+        """TlsFactory.update_trust, here and in every process. A handshake that a process judged before it read this is
+        looked at again here before it is complete."""
+        dropped = self._here.update_trust(state)
+        self._setup = self._setup_of(self.config)
+        for process in self._processes:
+            process.send_state(Update(state))
+        return dropped
+
+    def admit(self, complete: Complete) -> Awaitable[None] | None:
+        """A process says that a handshake is complete: what has to be awaited before the peer is let in. Raises
+        HandshakeAbort."""
+        shared = self._here.shared
+        shared.check(complete.identity)
+        return shared.confirm(shared.verdict(complete.chain, None)) if complete.chain else None
+
     # ---- handshakes ----
 
     def client(self, sink: HandshakeSink, target: Target) -> TlsSession:
@@ -346,8 +445,9 @@ class ProcessFactory:
         if process.full:
             self.tally.refused_busy += 1
             return Refused(sink)
-        if self._keys is not None:
-            keys = self._keys.current()
+        tickets = self._here.shared.server_tickets
+        if tickets is not None:
+            keys = tickets.keys.current()
             for each in self._processes:
                 each.give_keys(keys)
         return process.handshake(sink)
@@ -379,13 +479,16 @@ class ProcessFactory:
                 log.error("a handshake process cannot be started again: %s", error)
                 continue
             self._ended.append(process)  # Until it works: close() finds it there.
+            setup = self._setup
             try:
-                await process.attach(self._setup)
+                await process.attach(setup)
             except DatapathError as error:
                 log.error("a handshake process cannot be started again: %s", error)
                 process.close()
                 continue
             if self._open and process.attached:
+                if self._setup is not setup:
+                    process.send_state(self._setup)
                 self._ended = [ended for ended in self._ended if ended is not process]
                 self.tally.restarts += 1
                 self._processes.append(process)

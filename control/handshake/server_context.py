@@ -24,7 +24,7 @@ from control.handshake.policy import CIPHERS
 from control.handshake.schedule import KeySchedule
 from control.handshake.shared import Shared, new_session, resumption_secret
 from control.handshake.tickets import Session
-from control.handshake.verdicts import Verdict, verdict_key
+from control.handshake.verdicts import Verdict
 
 P256 = ec.SECP256R1()
 
@@ -205,8 +205,7 @@ class ServerContext(tls.Context):
         if not self.chain_der:
             self._server_expect_finished()
             return
-        shared = self._shared
-        known = shared.verdicts.find(verdict_key(self.chain_der, None), shared.now())
+        known = self._shared.known(self.chain_der, None)
         if known is None:
             self._set_peer_certificate(tls.Certificate(b"", [(der, b"") for der in self.chain_der]))
         self.proved_by = known

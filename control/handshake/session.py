@@ -8,6 +8,8 @@ reason. What the context does not do is done here:
   are refused (RFC 9001 section 4.1.3), as are messages that reach across a change of keys;
 - the peer's certificate chain is verified on both sides by `control.handshake.verify` as soon as its
   CertificateVerify is good, so before Finished is accepted, and what an ALPN demands is enforced;
+- a verdict that cannot be reached at once (`PeerVerifier.confirm`) holds the handshake back right there: what comes
+  meanwhile waits, Finished is neither read nor, by a client, sent, and no connection is given out;
 - whatever the context throws on hostile bytes becomes a TLS alert.
 
 Output leaves in the order the engine needs: CRYPTO of a level after that level's secret, the peer's transport
@@ -16,10 +18,11 @@ parameters before 1-RTT secrets, completion last.
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 import msgspec
@@ -94,6 +97,8 @@ class TlsSession:
         self._config = shared.config
         self.resumed = False
         self._verdict: Verdict | None = None
+        self._held: asyncio.Future[None] | None = None  # The verdict is awaited.
+        self._chain: tuple[bytes, ...] = ()
         self._offered: Ticket | None = None
         self._master: tuple[tls.CipherSuite, str, bytes] | None = (
             None  # For tickets that may come: a client's.
@@ -167,6 +172,17 @@ class TlsSession:
         self._over = True
         self._release()
 
+    @property
+    def unconfirmed(self) -> Verdict | None:
+        """The verdict that whoever gives the connection out has yet to confirm (see Shared)."""
+        verdict = self._verdict
+        return verdict if verdict is not None and not verdict.confirmed and not self._shared.confirms else None
+
+    @property
+    def chain(self) -> tuple[bytes, ...]:
+        """What the peer showed to us as server, leaf first; kept while its verdict is `unconfirmed`."""
+        return self._chain
+
     # ---- the state machine around the context ----
 
     def _guarded(self, step: Callable[[], None]) -> None:
@@ -207,6 +223,23 @@ class TlsSession:
         self._buffers = {}
         self._secrets = []
         self._partial = bytearray()
+        if self._held is not None:
+            self._held.cancel()
+
+    def _hold(self, waiting: Awaitable[None]) -> None:
+        self._held = held = asyncio.ensure_future(waiting)
+        held.add_done_callback(self._on_confirmed)
+
+    def _on_confirmed(self, held: asyncio.Future[None]) -> None:
+        self._held = None
+        if not held.cancelled() and not self._over:
+            self._guarded(lambda: self._go_on(held))
+        elif not held.cancelled():
+            held.exception()  # Nobody is left to be told.
+
+    def _go_on(self, held: asyncio.Future[None]) -> None:
+        held.result()
+        self._receive(Level.HANDSHAKE, b"")
 
     def _expected_level(self) -> Level:
         if self._tls is None or self._tls.state in LAST_STATES:
@@ -221,7 +254,9 @@ class TlsSession:
             )
         partial = self._partial
         partial += data
-        while len(partial) >= 4:
+        if self._held is not None and len(partial) > MAX_MESSAGE_BYTES:
+            raise HandshakeAbort(TransportError.CRYPTO_BUFFER_EXCEEDED, "too much while a verdict is awaited")
+        while len(partial) >= 4 and self._held is None:
             length = 4 + int.from_bytes(partial[1:4], "big")
             if length > MAX_MESSAGE_BYTES:
                 raise HandshakeAbort(
@@ -252,6 +287,8 @@ class TlsSession:
         if not self._checked and context.state in FINISHED_STATES:
             self._check_peer(context)
             self._checked = True
+        if context.state in LAST_STATES:
+            self._shared.check(self._identity)  # What was revoked since it was proved, or resumed, counts still.
         self._flush()
         if context.state in LAST_STATES:
             alpn = context.alpn_negotiated
@@ -380,6 +417,11 @@ class TlsSession:
             )
         self._verdict = self._shared.verdict(chain, None if server else self._server_name or "")
         self._identity = self._verdict.identity
+        waiting = self._shared.confirm(self._verdict) if self._shared.confirms else None
+        if waiting is not None:
+            self._hold(waiting)
+        elif self.unconfirmed is not None:
+            self._chain = tuple(chain)
 
     def _check_resumed(self, context: tls.Context, alpn: str) -> None:
         """A resumed session rests on what was proved before, and on nothing more: same protocol, certificates

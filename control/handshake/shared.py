@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 import msgspec
 from aioquic import tls
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from control.handshake import messages
 from control.handshake.alerts import Alert, HandshakeAbort
 from control.handshake.credentials import node_id
+from control.handshake.peer import PeerVerifier
 from control.handshake.policy import HandshakeConfig
 from control.handshake.replay import ReplayRegister
 from control.handshake.schedule import expand_label
@@ -39,17 +41,26 @@ LATEST = datetime.datetime(9999, 1, 1, tzinfo=datetime.UTC)
 
 
 class Shared:
-    """What all handshakes of one configuration have in common, made once."""
+    """What all handshakes of one configuration have in common, made once.
+
+    `before`: what it takes the place of, at the same node. Tickets, their keys and the register of early data go on;
+    remembered verdicts do when the same trust judges. `confirms`: is there a loop here in which a verdict can be
+    confirmed? Otherwise whoever gives the connection out has to do it."""
 
     def __init__(
         self,
         config: HandshakeConfig,
         clock: Callable[[], float] = time.time,
         ticket_keys: TicketKeys | None = None,
+        *,
+        confirms: bool = True,
+        before: Shared | None = None,
     ) -> None:
         self.config = config
         self.clock = clock
-        self.verdicts = VerdictCache()
+        self.confirms = confirms
+        same = before is not None and _same_trust(config, before.config)
+        self.verdicts: VerdictCache = before.verdicts if before is not None and same else VerdictCache()
         credentials = config.credentials
         chain = (credentials.certificate, *credentials.chain) if credentials else ()
         self.certificate_message = messages.certificate(c.public_bytes(Encoding.DER) for c in chain)
@@ -57,8 +68,23 @@ class Shared:
         self.server_tickets = ServerTickets(config, clock, ticket_keys) if config.resumption else None
         self.client_tickets = ClientTickets(config, clock) if config.resumption else None
         # Tickets of keys that are made here cannot have been used before this moment.
-        warm = ticket_keys is None
+        warm = ticket_keys is None and before is None
         self.register = ReplayRegister(time.monotonic(), warm=warm) if config.early_alpns else None
+        if before is not None:
+            self._go_on(before)
+
+    def _go_on(self, before: Shared) -> None:
+        if self.server_tickets is not None and before.server_tickets is not None:
+            self.server_tickets.go_on(before.server_tickets)
+        if self.client_tickets is not None and before.client_tickets is not None:
+            self.client_tickets.go_on(before.client_tickets)
+        if self.register is not None and before.register is not None:
+            self.register = before.register
+
+    @property
+    def verifier(self) -> PeerVerifier | None:
+        """Who judges, unless it is `trust` alone."""
+        return self.config.verifier
 
     def now(self) -> datetime.datetime:
         """The clock as X.509 wants it."""
@@ -70,6 +96,8 @@ class Shared:
             leaf = x509.load_der_x509_certificate(chain_der[0])
             identity = PeerIdentity(node_id(leaf), subject_of(leaf), chain_der[0])
             return Verdict(identity, EARLIEST, LATEST, leaf.public_key())
+        if self.verifier is not None:
+            return self._judged(self.verifier, chain_der, server_name)
         trust = self.config.trust
         if trust is None:
             raise HandshakeAbort.alert(Alert.UNKNOWN_CA, "no certificate authority is trusted here")
@@ -83,6 +111,67 @@ class Shared:
             verdict = Verdict(identity, begins, ends, leaf.public_key(), key)
             self.verdicts.put(key, verdict)
         return verdict
+
+    def _judged(
+        self, verifier: PeerVerifier, chain_der: Sequence[bytes], server_name: str | None
+    ) -> Verdict:
+        known = self.known(chain_der, server_name)
+        if known is not None:
+            return known
+        key = verdict_key(chain_der, server_name)
+        verdict = replace(verifier.verify(chain_der, server_name, self.now()), key=key)
+        self.verdicts.put(key, verdict)
+        return verdict
+
+    def known(self, chain_der: Sequence[bytes], server_name: str | None) -> Verdict | None:
+        """The verdict remembered of a chain, if it still holds."""
+        verdict = self.verdicts.find(verdict_key(chain_der, server_name), self.now())
+        if verdict is None or self.holds(verdict):
+            return verdict
+        self.verdicts.drop(verdict.key)
+        return None
+
+    def holds(self, verdict: Verdict) -> bool:
+        """Is nothing of it revoked since, and would it be judged by the same rules now?"""
+        verifier = self.verifier
+        return verifier is None or verifier.refusal(verdict.identity, verdict.policy, self.now()) is None
+
+    def check(self, identity: PeerIdentity | None) -> None:
+        """Raises HandshakeAbort when what this identity rests on was revoked since it was proved."""
+        verifier = self.verifier
+        if verifier is not None:
+            abort = verifier.refusal(identity, verifier.policy, self.now())
+            if abort is not None:
+                raise abort
+
+    def confirm(self, verdict: Verdict) -> Awaitable[None] | None:
+        """What has to be awaited before the peer is let in; None: nothing. Awaiting it raises HandshakeAbort."""
+        if verdict.confirmed or self.verifier is None:
+            return None
+        waiting = self.verifier.confirm(verdict)
+        if waiting is None:
+            self.verdicts.put(verdict.key, replace(verdict, confirmed=True))
+            return None
+        return self._confirmed(verdict, waiting)
+
+    async def _confirmed(self, verdict: Verdict, waiting: Awaitable[None]) -> None:
+        try:
+            await waiting
+            self.check(verdict.identity)
+        except HandshakeAbort:
+            self.verdicts.drop(verdict.key)
+            raise
+        self.verdicts.put(verdict.key, replace(verdict, confirmed=True))
+
+
+def _same_trust(one: HandshakeConfig, other: HandshakeConfig) -> bool:
+    """Would both judge a peer alike? A verifier tells itself what it would judge anew."""
+    anchors = [config.trust.anchors if config.trust else () for config in (one, other)]
+    return (
+        one.verifier is other.verifier
+        and anchors[0] == anchors[1]
+        and one.insecure == other.insecure
+    )
 
 
 def resumption_secret(hash_name: str, master: bytes, nonce: bytes) -> bytes:
@@ -109,4 +198,7 @@ def new_session(
         node_id=identity.node_id if identity else b"",
         subject=identity.subject if identity else "",
         certificate_der=identity.certificate_der if identity else b"",
+        roles=identity.roles if identity else (),
+        rests_on=identity.rests_on if identity else (),
+        judged_by=verdict.policy if verdict else b"",
     )

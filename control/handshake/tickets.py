@@ -11,6 +11,7 @@ A refused ticket is no error: the handshake goes on in full, and the reason is c
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import os
 from collections import Counter, OrderedDict
@@ -23,6 +24,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from control.handshake.peer import PeerVerifier
 from control.handshake.policy import ALPN_POLICIES, HandshakeConfig
 from dataplane.handshake import PeerIdentity
 
@@ -44,6 +46,7 @@ class Refusal(Enum):
     CERTIFICATE = "certificate"  # A certificate of the chain that was verified then is not valid now.
     PROTOCOL = "protocol"
     CIPHER = "cipher"
+    TRUST = "trust"  # Something that the peer's identity rests on was revoked, or peers are judged by other rules now.
     IDENTITY = "identity"  # The protocol is mutual and the ticket rests on no identity.
 
 
@@ -63,11 +66,16 @@ class Session(msgspec.Struct, frozen=True, array_like=True):
     issued_at: float = 0.0  # The ticket, by the server's monotonic clock.
     age_add: int = 0  # What the client hides its age with: RFC 8446 section 4.2.11.1.
     early: bool = False  # Early data may come with it.
+    roles: tuple[str, ...] = ()
+    rests_on: tuple[bytes, ...] = ()
+    judged_by: bytes = b""  # PeerVerifier.policy then.
 
     @property
     def identity(self) -> PeerIdentity | None:
         """Who the peer proved to be."""
-        return PeerIdentity(self.node_id, self.subject, self.certificate_der) if self.node_id else None
+        if not self.node_id:
+            return None
+        return PeerIdentity(self.node_id, self.subject, self.certificate_der, self.roles, self.rests_on)
 
 
 def policy_fingerprint(config: HandshakeConfig) -> bytes:
@@ -83,7 +91,9 @@ def policy_fingerprint(config: HandshakeConfig) -> bytes:
     return digest.digest()
 
 
-def check(session: Session, policy: bytes, lifetime: float, now: float) -> Refusal | None:
+def check(
+    session: Session, policy: bytes, lifetime: float, now: float, verifier: PeerVerifier | None = None
+) -> Refusal | None:
     """May a session still be resumed? The part that is alike at both ends."""
     if session.policy != policy:
         return Refusal.POLICY
@@ -93,6 +103,9 @@ def check(session: Session, policy: bytes, lifetime: float, now: float) -> Refus
         return Refusal.CERTIFICATE
     if ALPN_POLICIES[session.alpn].mutual and not session.node_id:
         return Refusal.IDENTITY
+    moment = datetime.datetime.fromtimestamp(now, datetime.UTC)
+    if verifier is not None and verifier.refusal(session.identity, session.judged_by, moment) is not None:
+        return Refusal.TRUST
     return None
 
 
@@ -169,10 +182,16 @@ class ServerTickets:
         self.issued = 0
         self.resumed = 0
         self._clock = clock
+        self._verifier = config.verifier
+
+    def go_on(self, before: ServerTickets) -> None:
+        """Take the place of others at the same node: tickets stay readable, counts go on."""
+        self.keys, self.refused = before.keys, before.refused
+        self.issued, self.resumed = before.issued, before.resumed
 
     def issue(self, session: Session) -> bytes | None:
         """A ticket for a session; None: it would be too long, or is at its end."""
-        if check(session, self.policy, self.lifetime, self._clock()) is not None:
+        if check(session, self.policy, self.lifetime, self._clock(), self._verifier) is not None:
             return None
         ticket = self.keys.seal(msgspec.msgpack.encode(session))
         if len(ticket) > MAX_TICKET_BYTES:
@@ -197,7 +216,7 @@ class ServerTickets:
             return Refusal.PROTOCOL
         if session.cipher != cipher:
             return Refusal.CIPHER
-        return check(session, self.policy, self.lifetime, self._clock()) or session
+        return check(session, self.policy, self.lifetime, self._clock(), self._verifier) or session
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +238,13 @@ class ClientTickets:
         self.lifetime = config.ticket_lifetime
         self.policy = policy_fingerprint(config)
         self._clock = clock
+        self._verifier = config.verifier
         self._tickets: OrderedDict[tuple[str, tuple[str, ...]], list[Ticket]] = OrderedDict()
+
+    def go_on(self, before: ClientTickets) -> None:
+        """Take the place of others at the same node. Tickets that do not fit any more are dropped when it is their
+        turn."""
+        self._tickets = before._tickets
 
     def __len__(self) -> int:
         return sum(len(tickets) for tickets in self._tickets.values())
@@ -243,7 +268,7 @@ class ClientTickets:
             ticket = tickets.pop()
             session = ticket.session
             good = ticket.received_at <= now < ticket.expires_at and session.cipher in ciphers
-            if good and check(session, self.policy, self.lifetime, now) is None:
+            if good and check(session, self.policy, self.lifetime, now, self._verifier) is None:
                 found = ticket
         if not tickets:
             self._tickets.pop((name, alpns), None)

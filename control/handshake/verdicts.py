@@ -1,5 +1,6 @@
 """Peers whose certificate chain was verified lately, so that a chain is parsed and verified once and not in
-every handshake. Only good verdicts are kept, and only for as long as every certificate they rest on is valid.
+every handshake. Only good verdicts are kept, and only for as long as every certificate they rest on is valid
+and, where a `PeerVerifier` judges, none of them is revoked and its rules are the same.
 
 What a handshake proves itself is not touched by this: the peer's signature over the transcript
 (CertificateVerify) is checked each time. A cache belongs to one `TlsFactory`, that is to one set of trust
@@ -11,7 +12,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -33,6 +34,9 @@ class Verdict:
     # Of the leaf, parsed: its signature is checked in every handshake.
     public_key: CertificatePublicKeyTypes | None = None
     key: bytes = b""  # The chain's verdict_key.
+    policy: bytes = b""  # PeerVerifier.policy then.
+    confirmed: bool = True  # False: the peer must not be let in before PeerVerifier.confirm has agreed.
+    evidence: object = None  # The PeerVerifier's own.
 
 
 def verdict_key(chain_der: Sequence[bytes], server_name: str | None) -> bytes:
@@ -88,3 +92,14 @@ class VerdictCache:
         self._verdicts.move_to_end(key)
         if len(self._verdicts) > self._limit:
             self._verdicts.popitem(last=False)
+
+    def drop(self, key: bytes) -> None:
+        """Forget a verdict."""
+        self._verdicts.pop(key, None)
+
+    def sweep(self, holds: Callable[[Verdict], bool]) -> int:
+        """Forget those that do not hold any more; how many they were."""
+        gone = [key for key, verdict in self._verdicts.items() if not holds(verdict)]
+        for key in gone:
+            del self._verdicts[key]
+        return len(gone)

@@ -18,8 +18,8 @@ from aioquic.quic.configuration import QuicConfiguration
 from control.bench import handshaker, packets, peers, processes, report, throughput, wire, yardsticks
 from control.console import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from control.netns import Pair, can_make_namespaces
+from control.nodes import Place
 from control.perf import merged
-from control.run import Place
 from dataplane.stats import PerfResult
 
 TIMEOUT = 120.0  # Seconds; a run takes ten on an idle machine.
