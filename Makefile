@@ -23,7 +23,11 @@ T       ?= 60
 
 RUN_PACKAGES  := gcc libc6-dev pkg-config python3 python3-venv python3-dev liburing-dev libssl-dev iproute2 ethtool \
                  util-linux clang-16 libbpf-dev libxdp-dev bpftool linux-libc-dev
-TEST_PACKAGES := clang-format-16 libclang-rt-16-dev tshark valgrind
+TEST_PACKAGES := clang-format-16 libclang-rt-16-dev tshark valgrind softhsm2 openssl
+# anvil, a real chain, comes from the npm registry; npm stands in a package of its own where nodejs is Debian's.
+ifeq ($(shell command -v npm),)
+TEST_PACKAGES += npm
+endif
 ifeq ($(shell uname -m),x86_64)
 RUN_PACKAGES  += libipsec-mb-dev
 endif
@@ -228,6 +232,7 @@ soak: build ## two nodes over AF_XDP for T seconds of random traffic; nothing ma
 
 peers: build ## the strangers that interoperability is tested with
 	@$(PY) -m tests.peers.install
+	@$(PY) -m tests.ctlog.anchor.anvil
 
 interop: peers ## strangers, both directions: writes docs/INTEROP.md
 	@$(PY) -m tests.interop.run --table docs/INTEROP.md

@@ -40,11 +40,17 @@ class Aead(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class PeerIdentity:
-    """Who the peer proved to be: ``node_id`` is the SHA-256 of its certificate's SubjectPublicKeyInfo."""
+    """Who the peer proved to be: ``node_id`` is the SHA-256 of its certificate's SubjectPublicKeyInfo.
+
+    ``rests_on`` has SHA-256 digests by which what the proof rests on can be revoked later: whoever revokes one of
+    them has to end this connection. Empty: nothing of it is revocable here.
+    """
 
     node_id: bytes
     subject: str
     certificate_der: bytes
+    roles: tuple[str, ...] = ()
+    rests_on: tuple[bytes, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.subject} ({self.node_id.hex()[:16]})"

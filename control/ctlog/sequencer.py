@@ -273,8 +273,10 @@ class Sequencer:
         try:
             await self._lock.replace(self._signer.log_id, old, note)
         except LockConflict as error:
-            # A lock store that tried twice may conflict with itself.
+            # A lock store that tried twice may conflict with itself; one that answered from the past with nobody.
             held = await self._load_head()
+            if held == old:
+                raise Unavailable(f"the lock store saw another head for a moment: {error}") from None
             if held != note:
                 raise self._stop(f"{error}; this sequencer stops, so that there are never two") from None
         except (Unavailable, OSError) as error:
