@@ -68,6 +68,7 @@ def _add_commands() -> None:
     """Commands that need the compiled data plane; without it dev-certs and help still work."""
     from control import blocks, capture, hq, node, perf, run, status
     from control.bench.commands import bench_group
+    from control.ctlog.commands import ct_group
     from control.doctor.command import doctor_command
     from control.trustchain.ca_commands import ca_group
     from control.trustchain.member_command import member_command
@@ -77,6 +78,7 @@ def _add_commands() -> None:
     ca_group.add_command(acme_key_command)
     for command in (
         ca_group,
+        ct_group,
         join_command,
         member_command,
         node.serve_command,
