@@ -137,7 +137,7 @@ class LogApi:
             raise Refused(f"a body of {len(body)} bytes; {MAX_BODY_BYTES} are taken")
         try:
             request = msgspec.json.decode(body, type=_AddChain)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise Malformed(f"the body is not {{'chain': [base64, …]}}: {error}") from None
         if not 1 <= len(request.chain) <= MAX_CERTIFICATES:
             raise Refused(f"{len(request.chain)} certificates; 1 to {MAX_CERTIFICATES} are taken")

@@ -138,7 +138,7 @@ async def check(
     report.proven = await check_.walk(believe_stored=False) or await check_.walk(believe_stored=True)
     check_.finish()
     if not report.proven:
-        report.add(Finding(CHECKPOINT, f"the entries do not lead to the signed root {head.head.root.hex()}"))
+        report.add(Finding("tree", f"the leaf hashes do not lead to the signed root {head.head.root.hex()}"))
     if report.proven and repair:
         for path, data in check_.rewritten.items():
             await storage.put({path: data})
@@ -256,6 +256,7 @@ class _Check:
         self._believe_stored = False
         self._tiles = 0
         self._entries = 0
+        self._gaps = 0  # Tiles whose hashes are believed although those below say another thing, or nothing.
         self._last = 0  # Timestamp of the entry before.
         self._found: dict[str, Finding] = {}
         self._found_more = 0
@@ -267,7 +268,7 @@ class _Check:
     async def walk(self, *, believe_stored: bool) -> bool:
         """True: everything that was chosen is proven by the head."""
         self._believe_stored = believe_stored
-        self._tiles = self._entries = self._last = self._found_more = self.index_wrong = 0
+        self._tiles = self._entries = self._gaps = self._last = self._found_more = self.index_wrong = 0
         self._found.clear()
         self._above.clear()
         self.rewritten.clear()
@@ -375,7 +376,7 @@ class _Check:
         """A full tile of a level is known as far as it can be: decide on it, and hand its hash upwards."""
         path = tile_path(level, number)
         expected = await self._expected(level, number)
-        chosen = self._choose(path, stored, list(computed or [None]), expected)
+        chosen = self._choose(level, path, stored, list(computed or [None]), expected)
         digest = subtree(chosen) if chosen is not None else expected
         if level + 1 == len(self._computed):
             self._computed.append([])
@@ -387,11 +388,18 @@ class _Check:
             await self._push(level + 1, parent, above, await _stored(self._get, level + 1, parent))
 
     def _choose(
-        self, path: str, stored: list[bytes] | None, computed: Sequence[bytes | None], expected: bytes | None
+        self,
+        level: int,
+        path: str,
+        stored: list[bytes] | None,
+        computed: Sequence[bytes | None],
+        expected: bytes | None,
     ) -> list[bytes] | None:
         whole = [one for one in computed if one is not None]
         if stored is not None and (stored == whole or self._wins(stored, computed, expected)):
             self._tiles += 1
+            # Leaf hashes stand for themselves; a node that those below do not give proves nothing of them.
+            self._gaps += level > 0 and stored != whole
             return stored
         if len(whole) < len(computed):
             self._find(path, "it is lost, and cannot be computed from what is below it")
@@ -407,11 +415,12 @@ class _Check:
         for level, stored in enumerate(self._head.hashes):
             computed = self._computed[level]
             number, width = divmod(level_width(self._size, level), TILE_WIDTH)
-            chosen = self._choose(tile_path(level, number, width), stored, computed, None) if width else []
+            path = tile_path(level, number, width)
+            chosen = self._choose(level, path, stored, computed, None) if width else []
             if chosen is None:
                 return False
             edge.append(chosen)
-        return (Tree(self._size, edge).root() if self._size else EMPTY_ROOT) == self._head.head.root
+        return not self._gaps and (Tree(self._size, edge).root() if self._size else EMPTY_ROOT) == self._head.head.root
 
 
 # ---- beside the tree ----
@@ -490,13 +499,14 @@ async def _check_checkpoint(
     report: FsckReport, storage: Storage, checkpoint: _Checkpoint, head: _Head, *, repair: bool
 ) -> None:
     published, signed = checkpoint.head, head.head
-    if checkpoint.note == head.note:
+    newest = await _get_newest(storage)
+    if head.note in (checkpoint.note, newest):
         return
     if published is None:
         what = f"it is no head of this log: {checkpoint.error}"
     elif published.timestamp > signed.timestamp or published.size > signed.size:
         # Never overwritten: it is the witness of what the lock store forgot.
-        if (await _get_newest(storage)) == checkpoint.note:
+        if newest == checkpoint.note:
             what = f"it is a signed head of {published.size} entries that the lock store, at {signed.size}, forgot"
             report.add(Finding(CHECKPOINT, what))
         return
@@ -505,6 +515,8 @@ async def _check_checkpoint(
             what = "a round is under way, or was interrupted: a start of the log finishes it"
             report.add(Finding(CHECKPOINT, what, damage=False))
             return
+        if newest != checkpoint.note:
+            return  # The log runs.
         what = f"it is a head of {published.size} entries; the lock store has one of {signed.size}"
     repaired = repair and report.proven
     if repaired:

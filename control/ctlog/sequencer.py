@@ -381,6 +381,10 @@ async def _recover(storage: Storage, published: Published | None, head: TreeHead
             await _check_new(Overlay(storage, tiles), published.head if published else None, head)
             await storage.put(tiles)
     await storage.put({CHECKPOINT: note})
+    try:
+        await storage.delete(staging_key(head.size, head.root))
+    except (LogError, OSError) as error:
+        log.warning("left behind in the storage: %s", error)
 
 
 async def _in_place(storage: Storage, old: TreeHead, head: TreeHead) -> bool:

@@ -11,9 +11,10 @@ Frames are a 4-byte big-endian length and MessagePack, typed by msgspec. A metho
 from control.rpc.client import RpcClient
 from control.rpc.errors import CallFailed, FrameError, RpcError
 from control.rpc.frames import read_frame, write_frame
-from control.rpc.server import Caller, Method, RpcServer
+from control.rpc.server import Bounds, Caller, Method, RpcServer
 
 __all__ = [
+    "Bounds",
     "CallFailed",
     "Caller",
     "FrameError",

@@ -9,7 +9,7 @@ import msgspec
 from control.rpc.errors import FrameError
 from dataplane import IncompleteRead, Stream
 
-MAX_FRAME_BYTES = 4 << 20  # An answer to get-entries is the largest: 1,024 entries of some 3 KiB.
+MAX_FRAME_BYTES = 16 << 20  # A trust bundle with as many revocations as it may have is the largest.
 LENGTH_BYTES = 4
 
 S = TypeVar("S")

@@ -7,8 +7,10 @@ as the node runs.
                                                                 with the reason
       at two thirds of the certificate's life: new key ── CSR ──▶ authority ── chain ──▶ HOME/identity.pem, handshakes
 
-Nothing here ends a connection that is good: new handshakes use the new certificate, running ones and connections keep
-theirs. While the authority cannot be reached the node goes on with what it has, and tries again.
+Nothing here ends a connection between nodes that is good: new handshakes use the new certificate, running ones and
+connections keep theirs. The connection to the authority is made anew with a new certificate, because the authority takes
+its caller for who the handshake showed: on an old one a later renewal would be of the certificate before the last. While
+the authority cannot be reached the node goes on with what it has, and tries again.
 """
 
 from __future__ import annotations
@@ -30,9 +32,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from control.handshake.policy import ALPN_STOQ, HandshakeConfig
 from control.rpc import RpcClient
 from control.trustchain import messages
-from control.trustchain.bundle import StaleBundle, decode_bundle
+from control.trustchain.bundle import BundleError, StaleBundle, decode_bundle
 from control.trustchain.errors import TrustError
 from control.trustchain.home import Home
+from control.trustchain.roles import Role
 from control.trustchain.verifier import TrustVerifier, revoked_since
 from dataplane import Connection, Datapath, StoqError
 
@@ -89,8 +92,7 @@ class Agent:
         self._verifier = verifier
         self._clock = clock
         self._on_event = on_event
-        self._connection: Connection | None = None
-        self._connecting = asyncio.Lock()
+        self._connection: Connection | None = None  # That the trust bundle is followed on.
         self.renewals = 0
         self.bundles = 0
         self.closed = 0  # Connections to peers that were revoked.
@@ -108,7 +110,9 @@ class Agent:
             try:
                 await work()  # type: ignore[misc]
                 pause = FIRST_PAUSE
-            except (StoqError, OSError) as error:
+            except Exception as error:
+                if not isinstance(error, (StoqError, OSError, ValueError)):
+                    log.exception("cannot %s", what)  # An error of ours, but no reason to go on without trust.
                 if asyncio.get_running_loop().time() - begin > LONGEST_PAUSE:
                     pause = FIRST_PAUSE
                 log.warning("cannot %s: %s; trying again in %.1f s", what, error, pause)
@@ -116,27 +120,34 @@ class Agent:
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, LONGEST_PAUSE)
 
-    async def _calls(self) -> RpcClient:
-        async with self._connecting:
-            if self._connection is None or not self._connection.usable:
-                self._connection = await self._datapath.connect(self._home.config.authority, alpns=(ALPN_STOQ,))
-            return RpcClient(self._connection, clock=self._clock)
+    async def _connect(self) -> Connection:
+        """To the authority: whoever has its address, a certificate for that, and the role of a service. A node on the
+        same machine has the first two."""
+        connection = await self._datapath.connect(self._home.config.authority, alpns=(ALPN_STOQ,))
+        if connection.identity is None or Role.SERVICE not in connection.identity.roles:
+            connection.close(0, "this is not the authority")
+            raise TrustError(f"{connection.peer} is {connection.identity}, which is not the authority")
+        return connection
 
     # ---- trust ----
 
     async def _follow(self) -> None:
-        calls = await self._calls()
-        connection = self._connection
-        assert connection is not None
+        self._connection = connection = await self._connect()
         pinging = asyncio.ensure_future(self._keep_alive(connection))
         try:
             body = messages.FollowBody(self._verifier.bundle.generation)
+            calls = RpcClient(connection, clock=self._clock)
             async for answer in calls.follow(messages.FOLLOW, body, messages.BundleAnswer):
                 self.take(answer.bundle)
             raise TrustError("the authority ended the subscription")
+        except StoqError:
+            if self._connection is connection:
+                raise
+            # Given up for one with our new certificate.
         finally:
             pinging.cancel()
             await asyncio.gather(pinging, return_exceptions=True)
+            connection.close()
 
     async def _keep_alive(self, connection: Connection) -> None:
         while not connection.closed:
@@ -149,18 +160,23 @@ class Agent:
                 return
 
     def take(self, state: bytes) -> None:
-        """A newer bundle: judge by it, keep it, and close what it revokes. Raises BundleError."""
+        """A newer bundle: judge by it, close what it revokes, and keep it. Raises BundleError."""
         bundle = decode_bundle(state)
-        if bundle.generation == self._verifier.bundle.generation:
+        if bundle == self._verifier.bundle:
             return
         try:
             self._handshakes.update_trust(state)
         except StaleBundle as error:
             log.warning("%s", error)
+            self._on_event("trust-trouble", str(error))
             return
-        self._home.write_bundle(bundle)
         self.bundles += 1
         self._close_revoked(self._datapath.connections)
+        try:
+            self._home.write_bundle(bundle)
+        except BundleError as error:
+            log.error("%s: after a restart this node judges by an older one until it hears a newer", error)
+            self._on_event("trust-trouble", str(error))
         self._on_event(
             "trust", f"trust bundle {bundle.generation}: {len(bundle.logs)} logs, {len(bundle.revocations)} revoked"
         )
@@ -195,16 +211,19 @@ class Agent:
 
     async def renew(self) -> None:
         """A new key and certificate, now. Raises what the authority says."""
-        calls = await self._calls()
         key = ec.generate_private_key(ec.SECP256R1())
         body = messages.RenewBody(make_csr(key, self._home.config.name))
-        answer = await calls.call(messages.RENEW, body, messages.ChainAnswer)
+        async with await self._connect() as connection:
+            answer = await RpcClient(connection, clock=self._clock).call(messages.RENEW, body, messages.ChainAnswer)
         chain = [x509.load_der_x509_certificate(one) for one in answer.chain]
         if not chain:
             raise TrustError("the authority answered a renewal with no certificate")
         credentials = self._home.write_credentials(key, chain)
         self._handshakes.replace(dataclasses.replace(self._handshakes.config, credentials=credentials))
         self.renewals += 1
+        following, self._connection = self._connection, None
+        if following is not None:
+            following.close(0, "the certificate was renewed")
         end = credentials.certificate.not_valid_after_utc
         self._on_event("renewed", f"certificate renewed, valid until {end:%Y-%m-%d %H:%M:%S} UTC")
 

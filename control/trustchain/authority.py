@@ -46,6 +46,7 @@ from control.trustchain.directory import (
     load_certificate,
     load_config,
     load_issuer,
+    revoke_intermediate,
     save_config,
 )
 from control.trustchain.errors import BadRequest, Busy, NotFound, NotIssued, TrustError
@@ -492,6 +493,21 @@ class Authority:
         detail = f"intermediate {issuer.number}, SHA-256 {fingerprint(issuer.certificate.public_bytes(Encoding.DER)).hex()}"
         await self._journal.commit([AuditRecord(str(actor), Operation.ROTATE, Decision.DONE, subject, detail)])
         return issuer
+
+    async def revoke_intermediate(self, number: int, reason: str, root_key: SigningKey, actor: Actor) -> None:
+        """Put a former intermediate, and with it all it issued, on the root's CRL. Raises TrustError."""
+        subject = f"intermediate {number}"
+        await self.decide(Operation.REVOKE_INTERMEDIATE, actor, subject)
+        async with self._rotation:
+            now = max(self._clock(), self._journal.time)
+            self.config = await self._checked(
+                Operation.REVOKE_INTERMEDIATE,
+                actor,
+                subject,
+                lambda: revoke_intermediate(self.directory, self.config, number, reason, root_key, now),
+            )
+        record = AuditRecord(str(actor), Operation.REVOKE_INTERMEDIATE, Decision.DONE, subject, reason)
+        await self._journal.commit([record])
 
 
 __all__ = ["Authority", "Issued", "LogClient", "Status"]

@@ -39,6 +39,7 @@ from dataplane.address import parse_address
 
 LEAVES = [name.value for name in ProfileName if name not in (ProfileName.ROOT, ProfileName.INTERMEDIATE)]
 DEFAULT_PORT = 9292
+ROOT_PASSPHRASE_VARIABLE = "STOQ_CA_ROOT_PASSPHRASE"
 
 
 @click.group("ca")
@@ -149,7 +150,7 @@ def init_command(
             options,
             time.time(),
             actor=str(Actor.local()),
-            root_passphrase=passphrase_from(root_passphrase_file, False, "STOQ_CA_ROOT_PASSPHRASE") or passphrase,
+            root_passphrase=passphrase_from(root_passphrase_file, False, ROOT_PASSPHRASE_VARIABLE) or passphrase,
             passphrase=passphrase,
         )
         root = ca_directory.load_certificate(directory / ca_directory.ROOT)
@@ -187,7 +188,7 @@ def _say_issued(output: Output, issued: Issued, files: list[Path]) -> None:
 @click.option("--address", "addresses", multiple=True, help="IPv6 address; repeatable.")
 @click.option("--subject", default="", help="Common name; without it the first name.")
 @click.option("--profile", type=click.Choice(LEAVES), default="node", show_default=True)
-@click.option("--role", "roles", multiple=True, type=click.Choice(list(Role)), help="Repeatable.")
+@click.option("--role", "roles", multiple=True, type=click.Choice([role.value for role in Role]), help="Repeatable.")
 @click.option("--lifetime", type=Duration(), help="For instance 12h; without it the profile's.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Writes OUT.pem (and OUT.key).")
 @click.pass_obj
@@ -332,7 +333,8 @@ def list_command(
         for row in rows:
             output.event("certificate", **row_fields(row, now))
             until = utc(row.not_after)[:16].replace("T", " ")
-            table.add_row(row.serial.hex()[:16], escape(row.subject), row.profile, ",".join(row.roles), until, state_of(row, now))
+            roles, state = ",".join(row.roles), state_of(row, now)
+            table.add_row(row.serial.hex()[:16], escape(row.subject), row.profile, roles, until, state)
         if not output.json_lines:
             output.console.print(table)
         if more:
@@ -378,7 +380,7 @@ def audit_command(output: Output, directory: Path, last: int, check: bool) -> No
         for line in read_audit(directory / AUDIT, last=last):
             text = f"{line.seq} {line.time[:19]} {line.decision} {line.operation} {line.subject} — {line.actor}"
             fields = {name: getattr(line, name) for name in line.__struct_fields__}
-            output.event("audit", text + (f" — {line.detail}" if line.detail else ""), **fields)
+            output.event("audit", f"{text} — {line.detail}" if line.detail else text, **fields)
 
     _look(output, look)
 
@@ -408,7 +410,7 @@ def say_report(output: Output, report: AuditReport) -> None:
 @passphrase_options
 @click.option("--name", "names", multiple=True, help="DNS name the node may carry; repeatable.")
 @click.option("--address", "addresses", multiple=True, help="IPv6 address it may carry; repeatable.")
-@click.option("--role", "roles", multiple=True, type=click.Choice(list(Role)), help="Repeatable.")
+@click.option("--role", "roles", multiple=True, type=click.Choice([role.value for role in Role]), help="Repeatable.")
 @click.option("--profile", type=click.Choice(LEAVES), default="node", show_default=True)
 @click.option("--subject", default="", help="Common name; without it the first name.")
 @click.option("--ttl", type=Duration(), default="10m", show_default=True, help="How long it may be used.")
@@ -485,7 +487,7 @@ def rotate_command(
     async def main() -> None:
         passphrase = passphrase_from(passphrase_file, passphrase_prompt)
         config: CaConfig = ca_directory.load_config(directory)
-        secret = passphrase_from(root_passphrase_file, False, "STOQ_CA_ROOT_PASSPHRASE") or passphrase
+        secret = passphrase_from(root_passphrase_file, False, ROOT_PASSPHRASE_VARIABLE) or passphrase
         root = ca_directory.load_root_key(directory, config, secret, root_key)
         async with opened(directory, passphrase) as authority:
             issuer = await authority.rotate_intermediate(
@@ -499,6 +501,38 @@ def rotate_command(
             not_after=issuer.not_after,
             file=str(path),
         )
+
+    _run(output, main())
+
+
+@ca_group.command("revoke-intermediate")
+@directory_option
+@passphrase_options
+@click.argument("number", type=click.IntRange(1))
+@click.option("--reason", type=click.Choice(list(REASONS)), default="unspecified", show_default=True)
+@click.option("--root-key", metavar="FILE|URI", help="Where the root's key is, when not in the directory.")
+@click.option("--root-passphrase-file", type=click.Path(path_type=Path), help="Opens the root's key.")
+@click.pass_obj
+def revoke_intermediate_command(
+    output: Output,
+    directory: Path,
+    passphrase_file: Path | None,
+    passphrase_prompt: bool,
+    number: int,
+    reason: str,
+    root_key: str | None,
+    root_passphrase_file: Path | None,
+) -> None:
+    """Put a former intermediate on the root's list: nothing that it issued is good any more."""
+
+    async def main() -> None:
+        passphrase = passphrase_from(passphrase_file, passphrase_prompt)
+        secret = passphrase_from(root_passphrase_file, False, ROOT_PASSPHRASE_VARIABLE) or passphrase
+        root = ca_directory.load_root_key(directory, ca_directory.load_config(directory), secret, root_key)
+        async with opened(directory, passphrase) as authority:
+            await authority.revoke_intermediate(number, reason, root, Actor.local())
+        path = directory / ca_directory.ROOT_CRL
+        output.event("revoked-intermediate", f"intermediate {number} is revoked: {path}", number=number, file=str(path))
 
     _run(output, main())
 

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from control.trustchain.audit import AuditLog, AuditRecord, Decision, Head
 from control.trustchain.certificates import Issuer, Places, make_intermediate, make_root
-from control.trustchain.errors import CaError, KeyUnavailable
+from control.trustchain.errors import BadRequest, CaError, KeyUnavailable, NotFound
 from control.trustchain.journal import Journal
 from control.trustchain.keys import (
     Passphrase,
@@ -37,8 +37,8 @@ from control.trustchain.keys import (
     write_key,
 )
 from control.trustchain.profiles import PROFILES, Constraints, ProfileName, check_subject, lifetime
-from control.trustchain.revocation import build_crl
-from control.trustchain.store import Store
+from control.trustchain.revocation import build_crl, check_reason
+from control.trustchain.store import Store, serial_bytes
 from control.trustchain.submit import LogPolicy
 
 FORMAT = 1
@@ -51,10 +51,13 @@ MAX_CONFIG_BYTES = 256 * 1024
 
 
 class IntermediateConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One intermediate: its number, and where its key is (a file here, or a pkcs11: URI)."""
+    """One intermediate: its number, and where its key is (a file here, or a pkcs11: URI); when it was revoked (Unix
+    seconds; 0: it was not), and why."""
 
     number: int
     key: str
+    revoked_at: float = 0.0
+    reason: str = ""
 
 
 class CaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,6 +77,7 @@ class CaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_scts: int = 1
     log_timeout_s: float = 10.0
     allow_unlogged: bool = False
+    root_crl_number: int = 1
     format: int = FORMAT
 
     @property
@@ -314,6 +318,37 @@ def add_intermediate(
     write_file(intermediate_path(directory, number), certificate.public_bytes(Encoding.PEM), 0o644)
     intermediates = (*config.intermediates, IntermediateConfig(number, where))
     return msgspec.structs.replace(config, intermediates=intermediates, current=number)
+
+
+def revoke_intermediate(
+    directory: Path, config: CaConfig, number: int, reason: str, root_key: SigningKey, now: float
+) -> CaConfig:
+    """Put a former intermediate on the root's CRL; the configuration that says so, saved. Raises CaError, NotFound,
+    BadRequest."""
+    check_reason(reason)
+    found = next((one for one in config.intermediates if one.number == number), None)
+    if found is None:
+        raise NotFound(f"there is no intermediate {number}")
+    if number == config.current:
+        raise BadRequest(f"intermediate {number} issues: put another in its place first (`stoq ca rotate-intermediate`)")
+    if found.revoked_at:
+        raise BadRequest(f"intermediate {number} was revoked before")
+    revoked = msgspec.structs.replace(found, revoked_at=now, reason=reason)
+    config = msgspec.structs.replace(
+        config,
+        intermediates=tuple(revoked if one.number == number else one for one in config.intermediates),
+        root_crl_number=config.root_crl_number + 1,
+    )
+    entries = []
+    for one in config.intermediates:
+        if one.revoked_at:
+            certificate = load_certificate(intermediate_path(directory, one.number))
+            entries.append((serial_bytes(certificate.serial_number), one.revoked_at, one.reason))
+    # The number is saved first: it is then never used for two lists.
+    save_config(directory, config)
+    root = load_certificate(directory / ROOT)
+    write_root_crl(directory, root, root_key, config.root_crl_number, tuple(entries), now)
+    return config
 
 
 def write_root_crl(

@@ -57,13 +57,16 @@ class Home:
 
     @classmethod
     def create(cls, directory: Path, config: HomeConfig) -> Home:
-        """A new one; holds no certificate yet. Raises HomeError when there is one."""
+        """A new one, that can be written; holds no certificate yet. Raises HomeError when there is one."""
         if (directory / NODE).exists():
             raise HomeError(f"{directory} is a node's home already: nothing was changed; name another directory")
+        probe = directory / f".writable.{os.getpid()}"
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            probe.touch()
+            probe.unlink()
         except OSError as error:
-            raise HomeError(f"cannot make {directory}: {error.strerror}") from None
+            raise HomeError(f"cannot write in {directory}: {error.strerror}") from None
         return cls(directory, config)
 
     def complete(self) -> None:

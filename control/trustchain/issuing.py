@@ -23,7 +23,7 @@ from control.ctlog.structs import Sct
 from control.trustchain import store as records
 from control.trustchain.audit import AuditRecord, Decision
 from control.trustchain.certificates import Issuer, Leaf, Places, leaf_builder, sign_final, sign_precertificate
-from control.trustchain.errors import NotIssued, Revoked, TokenRefused, TrustError
+from control.trustchain.errors import NotIssued, Revoked, TokenRefused
 from control.trustchain.journal import Journal
 from control.trustchain.plans import Plan
 from control.trustchain.profiles import CLOCK_SKEW_S, MIN_LIFETIME_S
@@ -124,7 +124,7 @@ class Issuance:
             row = await self._finish(plan, row, certificate, len(scts))
         except Revoked:
             raise  # Decided and audited by somebody else.
-        except (TrustError, Malformed, asyncio.CancelledError) as error:
+        except (Exception, asyncio.CancelledError) as error:
             await asyncio.shield(self._abandon(plan, row, error))
             if isinstance(error, Malformed):
                 raise NotIssued(f"the certificate could not be put together: {error}") from None

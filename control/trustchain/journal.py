@@ -62,7 +62,7 @@ class Journal:
         on_step: Callable[[str], None] = _no_step,
     ) -> None:
         self.audit = audit
-        self.time = 0.0  # Of the last batch.
+        self.time = 0.0  # The latest that was written; it does not go back when the clock does.
         self._store = store
         self._clock = clock
         self._on_step = on_step
@@ -203,14 +203,14 @@ class Journal:
         head = self.audit.extend(lines, now) if lines else before
         self._on_step("audited")
         try:
-            put_head(db, head, now)
+            put_head(db, head, max(now, self.time))
             db.execute("COMMIT")
         except sqlite3.Error:
             if head.seq > before.seq:
                 self._undone = (self._undone[0] if self._undone else before.seq + 1, head.seq)
             raise
         self._undone = None
-        self.time = now
+        self.time = max(now, self.time)
         self._on_step("committed")
 
     def _fail(self, batch: list[_Entry], error: Exception) -> None:

@@ -106,7 +106,7 @@ def check_csr(der: bytes, profile: Profile) -> CheckedCsr:
         common_name = _common_name(csr)
     except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
         raise BadRequest(f"the CSR cannot be used: {error}") from None
-    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType, x509.InvalidVersion) as error:
         raise BadRequest(f"the CSR's extensions cannot be used: {error}") from None
     assert isinstance(key, PublicKey)  # check_key lets no other pass.
     return CheckedCsr(key, spki_sha256(key), common_name, names)

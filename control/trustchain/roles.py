@@ -3,7 +3,7 @@
 Every call of the certificate authority, the log and a node goes through `authorize`. Roles come from the certificate the
 caller authenticated with (`roles_of`), never from what it says.
 
-    id-stoq-roles ::= 2.25.147650820327369217130206948066779583223       (a UUID, ITU-T X.667; not critical)
+    id-stoq-roles ::= 1.2.840.113556.1.8000.2554.28436.33660.31534.19610.40257.940726.12702455    (not critical)
     Roles ::= SEQUENCE SIZE (1..8) OF UTF8String                         (DER; distinct names, sorted)
 """
 
@@ -17,7 +17,9 @@ from cryptography import x509
 
 from control.trustchain.errors import AccessDenied, BadRequest
 
-ROLES_OID = x509.ObjectIdentifier("2.25.147650820327369217130206948066779583223")
+# From the UUID 6f14837c-7b2e-4c9a-9d41-0e5ab6c1d2f7, in the arc that is open to anybody for that. The shorter 2.25.UUID
+# has a number that some parsers of certificates do not take, Go's in Certificate Transparency among them.
+ROLES_OID = x509.ObjectIdentifier("1.2.840.113556.1.8000.2554.28436.33660.31534.19610.40257.940726.12702455")
 MAX_ROLES = 8
 MAX_ROLE_BYTES = 64
 SEQUENCE, UTF8_STRING = 0x30, 0x0C
@@ -53,6 +55,7 @@ class Operation(StrEnum):
     TOKEN_CANCEL = "ca.token-cancel"
     AUDIT_READ = "ca.audit-read"
     ROTATE = "ca.rotate-intermediate"
+    REVOKE_INTERMEDIATE = "ca.revoke-intermediate"
     STATUS = "ca.status"
     EVENTS = "ca.events"  # Revocations, as they happen.
     CRL_READ = "ca.crl-read"
@@ -103,6 +106,7 @@ RULES: dict[Operation, Rule] = {
     Operation.TOKEN_CANCEL: _rule(Role.REGISTRAR, Role.ADMIN),
     Operation.AUDIT_READ: _rule(Role.AUDITOR, Role.ADMIN),
     Operation.ROTATE: _rule(Role.ADMIN),
+    Operation.REVOKE_INTERMEDIATE: _rule(Role.ADMIN),
     Operation.STATUS: _rule(*_EVERYBODY, audit_granted=False),
     Operation.EVENTS: _rule(*_EVERYBODY, audit_granted=False),
     Operation.CRL_READ: _PUBLIC,

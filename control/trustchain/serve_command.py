@@ -112,12 +112,14 @@ def _said(output: Output, served: Served) -> None:
 @click.option("--acme-open", is_flag=True, help="Anybody may register; otherwise keys are given by `stoq ca acme-key`.")
 @click.option("--acme-http-port", type=int, default=80, show_default=True, help="Where http-01 looks (for tests).")
 @click.option("--acme-loopback", is_flag=True, help="Challenges may be on this machine (for tests).")
+@click.option("--accept-clock", is_flag=True, help="The clock is right though it is behind the last decision.")
 @click.option("--user", metavar="NAME", help="Become this user once everything is open.")
 @click.pass_obj
 def serve_command(
     output: Output, /, directory: Path, passphrase_file: Path | None, passphrase_prompt: bool, listen: str,
     address: str | None, names: tuple[str, ...], logs: tuple[str, ...], http: str, public_url: str, user: str | None,
     acme: str | None, acme_host: str, acme_open: bool, acme_http_port: int, acme_loopback: bool,
+    accept_clock: bool,
 ) -> None:  # fmt: skip
     """Run the authority: calls over STOQ, and CRLs, OCSP and logs over HTTP, until it is interrupted."""
     bind = parse_address(listen, CA_PORT)
@@ -136,6 +138,7 @@ def serve_command(
         web,
         public_url,
         _acme(acme, acme_host or (names[0] if names else reached.ip), acme_open, acme_http_port, acme_loopback),
+        accept_clock,
         passphrase_from(passphrase_file, passphrase_prompt),
     )
     raise SystemExit(run_async(output, _serve(output, options, bind, user)))

@@ -14,7 +14,7 @@ import dataclasses
 import datetime
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +72,7 @@ class ServerOptions:
     http: Address | None = None
     public_url: str = ""
     acme: AcmeOptions | None = None
+    accept_clock: bool = False  # The clock is right though it is behind the last decision.
     passphrase: Passphrase | None = field(default=None, repr=False)
 
 
@@ -162,7 +163,10 @@ async def serve(
             client = await stack.enter_async_context(LogClient(HttpCarrier(url), key, url))
             clients.append(RemoteLog(client, url))
             records.append(_record(url, key, url, now, None))
-        authority = Authority.open(options.directory, passphrase=options.passphrase, logs=clients, clock=clock)
+        authority = Authority.open(
+            options.directory, passphrase=options.passphrase, logs=clients, clock=clock,
+            accept_clock=options.accept_clock,
+        )
         stack.push_async_callback(authority.close)
         trust = TrustMaker(authority, records, clock)
         _, credentials = await _own_certificate(authority, options)
@@ -179,22 +183,34 @@ async def serve(
             stack.push_async_callback(acme.close)
         datapath = await stack.enter_async_context(Datapath(config, factory, on_failure=on_failure))
         address = (options.address.ip, options.address.port or datapath.local_address.port)
-        service = AuthorityService(authority, trust, address)
-        methods = merged((service.methods(), log_methods(apis, lambda c, s: permit_log(authority, c, s))))
+        service = AuthorityService(authority, trust, address, clock)
+        methods = merged((service.methods(), log_methods(apis, lambda c, s: permit_log(authority, c, s, clock()))))
         calls = RpcServer(methods)
         served = Served(authority, trust, datapath, verifier, factory, logs, http, acme, calls)
         trust.on_change(lambda bundle: _on_bundle(served, bundle, clock))
+        async with _alongside(
+            trust.run(),
+            calls.serve(datapath.accept_connections()),
+            _keep_certificate(served, options, clock),
+        ):
+            yield served
+
+
+@asynccontextmanager
+async def _alongside(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """These run while the block does, and no longer. What one of them, or the block, fails with ends all."""
+    try:
         async with asyncio.TaskGroup() as tasks:
-            running = [
-                tasks.create_task(trust.run()),
-                tasks.create_task(calls.serve(datapath.accept_connections())),
-                tasks.create_task(_keep_certificate(served, options, clock)),
-            ]
+            running = [tasks.create_task(one) for one in work]
             try:
-                yield served
+                yield
             finally:
                 for task in running:
                     task.cancel()
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) == 1:
+            raise group.exceptions[0] from None  # Whoever called knows its type.
+        raise
 
 
 def _load_key(directory: Path, passphrase: Passphrase | None) -> Callable[[str], ec.EllipticCurvePrivateKey]:

@@ -1,19 +1,24 @@
 """The authority over STOQ: its operations as calls of `control.rpc`. Who calls is what the handshake proved; every call
-goes through the roles' table and the audit log by `Authority`'s own methods."""
+goes through the roles' table and the audit log, and what is asked is looked at only then.
+
+On `stoq-join/1`, where callers have no certificate, there is joining and nothing else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import dataclasses
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from control.handshake.policy import ALPN_JOIN, ALPN_STOQ
+from control.handshake.policy import ALPN_JOIN
 from control.rpc import Caller, Method
 from control.trustchain import messages
 from control.trustchain.actor import Actor
 from control.trustchain.authority import Authority, Issued
-from control.trustchain.errors import BadRequest
+from control.trustchain.errors import AccessDenied, BadRequest
 from control.trustchain.messages import (
     AuditAnswer,
     AuditBody,
@@ -34,9 +39,9 @@ from control.trustchain.messages import (
     TokenBody,
     WhichBody,
 )
-from control.trustchain.profiles import Names, profile_of
+from control.trustchain.profiles import CLOCK_SKEW_S, Names, profile_of
 from control.trustchain.requests import Freshness, IssueRequest, RenewRequest
-from control.trustchain.roles import Operation, parse_roles
+from control.trustchain.roles import Operation, parse_roles, permitted
 from control.trustchain.store import Row
 from control.trustchain.tokens import TokenGrant
 from control.trustchain.trust import TrustMaker
@@ -45,12 +50,29 @@ from dataplane.address import parse_address
 MAX_AUDIT_LINES = 1000
 
 
-def actor_of(caller: Caller) -> Actor:
-    """Who calls, for the authority. Raises BadRequest when the certificate's roles cannot be read."""
+def actor_of(caller: Caller, now: float) -> Actor:
+    """Who calls, for the authority. A connection may outlive the certificate it was made with; the roles do not. Raises
+    BadRequest when the certificate's roles cannot be read."""
     source = parse_address(caller.peer, 0).ip
     if caller.identity is None:
         return Actor.anonymous(source)
-    return Actor.of_certificate(x509.load_der_x509_certificate(caller.identity.certificate_der), source=source)
+    certificate = x509.load_der_x509_certificate(caller.identity.certificate_der)
+    actor = Actor.of_certificate(certificate, source=source)
+    if now > certificate.not_valid_after_utc.timestamp() + CLOCK_SKEW_S:
+        return dataclasses.replace(actor, name=f"{actor.name}, whose certificate has expired,", roles=frozenset())
+    return actor
+
+
+async def access(authority: Authority, caller: Caller, operation: Operation, subject: str, now: float) -> Actor:
+    """Who calls, and may do this. Raises AccessDenied, audited, before anything else is looked at."""
+    actor = actor_of(caller, now)
+    if not permitted(operation, actor.roles):
+        try:
+            await authority.decide(operation, actor, subject)
+        except AccessDenied as error:
+            hint = "" if actor.roles or caller.identity is None else "; connect anew with a certificate that has not expired"
+            raise AccessDenied(f"{error}{hint}") from None
+    return actor
 
 
 def _fresh(caller: Caller) -> Freshness:
@@ -59,7 +81,7 @@ def _fresh(caller: Caller) -> Freshness:
 
 def _row(row: Row, *, der: bool = False) -> CertificateRow:
     return CertificateRow(
-        f"{int.from_bytes(row.serial, 'big'):x}",
+        row.serial.hex(),
         row.fingerprint.hex(),
         row.profile,
         row.subject,
@@ -76,14 +98,19 @@ def _row(row: Row, *, der: bool = False) -> CertificateRow:
 class AuthorityService:
     """The calls. `address`: where nodes reach the authority, for tokens."""
 
-    def __init__(self, authority: Authority, trust: TrustMaker, address: tuple[str, int]) -> None:
+    def __init__(
+        self, authority: Authority, trust: TrustMaker, address: tuple[str, int], clock: Callable[[], float]
+    ) -> None:
         self._authority = authority
         self._trust = trust
         self._address = address
+        self._clock = clock
+
+    async def _who(self, caller: Caller, operation: Operation, subject: str = "") -> Actor:
+        return await access(self._authority, caller, operation, subject, self._clock())
 
     def methods(self) -> dict[str, Method]:
         """The table."""
-        both = (ALPN_STOQ, ALPN_JOIN)
         return {
             messages.JOIN: Method(JoinBody, self._join, alpns=(ALPN_JOIN,)),
             messages.ISSUE: Method(IssueBody, self._issue),
@@ -93,21 +120,22 @@ class AuthorityService:
             messages.SHOW: Method(WhichBody, self._show),
             messages.TOKEN: Method(TokenBody, self._token),
             messages.AUDIT: Method(AuditBody, self._audit),
-            messages.BUNDLE: Method(Nothing, self._bundle, alpns=both),
+            messages.BUNDLE: Method(Nothing, self._bundle),
             messages.FOLLOW: Method(FollowBody, follow=self._follow, permit=self._may_follow),
-            messages.CRL: Method(Nothing, self._crl, alpns=both),
+            messages.CRL: Method(Nothing, self._crl),
             messages.STATUS: Method(Nothing, self._status),
         }
 
-    def _chain(self, issued: Issued) -> ChainAnswer:
-        chain = (issued.der, *(one.public_bytes(Encoding.DER) for one in issued.chain))
-        return ChainAnswer(chain, self._trust.bundle.encode())
+    def _chain(self, issued: Issued, bundle: bytes = b"") -> ChainAnswer:
+        return ChainAnswer((issued.der, *(one.public_bytes(Encoding.DER) for one in issued.chain)), bundle)
 
     async def _join(self, caller: Caller, body: JoinBody) -> ChainAnswer:
+        actor = await self._who(caller, Operation.JOIN)
         request = IssueRequest(body.csr, profile_of(body.profile).name, freshness=_fresh(caller))
-        return self._chain(await self._authority.join(request, body.secret, actor_of(caller)))
+        return self._chain(await self._authority.join(request, body.secret, actor), self._trust.encoded)
 
     async def _issue(self, caller: Caller, body: IssueBody) -> ChainAnswer:
+        actor = await self._who(caller, Operation.ISSUE, body.subject)  # What all profiles need at least.
         request = IssueRequest(
             body.csr,
             profile_of(body.profile).name,
@@ -116,30 +144,34 @@ class AuthorityService:
             body.subject,
             _fresh(caller),
         )
-        return self._chain(await self._authority.issue(request, actor_of(caller)))
+        return self._chain(await self._authority.issue(request, actor))
 
     async def _renew(self, caller: Caller, body: RenewBody) -> ChainAnswer:
-        actor = actor_of(caller)
+        actor = await self._who(caller, Operation.RENEW)
         request = RenewRequest(body.csr, actor.fingerprint, freshness=_fresh(caller))
         return self._chain(await self._authority.renew(request, actor))
 
     async def _revoke(self, caller: Caller, body: RevokeBody) -> Nothing:
-        await self._authority.revoke(body.which, body.reason, actor_of(caller))
+        actor = await self._who(caller, Operation.REVOKE_OWN, body.which)
+        await self._authority.revoke(body.which, body.reason, actor)
         return Nothing()
 
     async def _list(self, caller: Caller, body: ListBody) -> ListAnswer:
+        actor = await self._who(caller, Operation.LIST, body.subject)
         if not 1 <= body.limit <= messages.MAX_ROWS:
             raise BadRequest(f"a list has 1 to {messages.MAX_ROWS} rows")
         rows, following = await self._authority.listing(
-            actor_of(caller), subject=body.subject, profile=body.profile, live=body.live, after=body.after,
+            actor, subject=body.subject, profile=body.profile, live=body.live, after=body.after,
             limit=body.limit,
         )  # fmt: skip
         return ListAnswer(tuple(_row(row) for row in rows), following)
 
     async def _show(self, caller: Caller, body: WhichBody) -> ListAnswer:
-        return ListAnswer((_row(await self._authority.show(body.which, actor_of(caller)), der=True),), 0)
+        actor = await self._who(caller, Operation.SHOW_OWN, body.which)
+        return ListAnswer((_row(await self._authority.show(body.which, actor), der=True),), 0)
 
     async def _token(self, caller: Caller, body: TokenBody) -> TokenAnswer:
+        actor = await self._who(caller, Operation.TOKEN_CREATE, body.name)
         grant = TokenGrant(
             Names.parse(body.dns, body.addresses),
             parse_roles(body.roles),
@@ -147,39 +179,42 @@ class AuthorityService:
             body.name,
             body.ttl,
         )
-        token = await self._authority.create_token(grant, *self._address, actor_of(caller))
+        token = await self._authority.create_token(grant, *self._address, actor)
         return TokenAnswer(str(token), token.expires)
 
     async def _audit(self, caller: Caller, body: AuditBody) -> AuditAnswer:
+        actor = await self._who(caller, Operation.AUDIT_READ)
         if not 1 <= body.limit <= MAX_AUDIT_LINES:
             raise BadRequest(f"1 to {MAX_AUDIT_LINES} lines can be had at a time")
-        lines = await self._authority.audit(actor_of(caller), body.limit)
+        lines = await self._authority.audit(actor, body.limit)
         head = self._authority.audit_head
         return AuditAnswer(tuple(lines), head.seq, head.hash.hex())
 
     async def _bundle(self, caller: Caller, body: Nothing) -> BundleAnswer:
-        return BundleAnswer(self._trust.bundle.encode())
+        await self._who(caller, Operation.EVENTS)
+        return BundleAnswer(self._trust.encoded)
 
     async def _may_follow(self, caller: Caller) -> None:
-        await self._authority.decide(Operation.EVENTS, actor_of(caller))
+        await self._who(caller, Operation.EVENTS)
 
     async def _follow(self, caller: Caller, body: FollowBody) -> AsyncIterator[BundleAnswer]:
-        async for bundle in self._trust.follow(body.generation):
-            yield BundleAnswer(bundle.encode())
+        async with aclosing(self._trust.follow(body.generation)) as bundles:
+            async for encoded in bundles:
+                yield BundleAnswer(encoded)
 
     async def _crl(self, caller: Caller, body: Nothing) -> CrlAnswer:
-        await self._authority.decide(Operation.CRL_READ, actor_of(caller))
+        await self._who(caller, Operation.CRL_READ)
         crls = [await self._authority.crl(issuer.number) for issuer in self._authority.issuers]
         return CrlAnswer(tuple(one.der for one in crls))
 
     async def _status(self, caller: Caller, body: Nothing) -> StatusAnswer:
-        status = await self._authority.status(actor_of(caller))
+        status = await self._authority.status(await self._who(caller, Operation.STATUS))
         return StatusAnswer(
             status.name, status.counts, self._trust.bundle.generation, self._trust.followers, status.logs,
             status.log_failures, status.audit.seq, status.audit.hash.hex(), status.intermediate,
         )  # fmt: skip
 
 
-async def permit_log(authority: Authority, caller: Caller, submits: bool) -> None:
+async def permit_log(authority: Authority, caller: Caller, submits: bool, now: float) -> None:
     """May this caller use the log? Raises AccessDenied."""
-    await authority.decide(Operation.LOG_SUBMIT if submits else Operation.LOG_READ, actor_of(caller))
+    await access(authority, caller, Operation.LOG_SUBMIT if submits else Operation.LOG_READ, "", now)

@@ -15,7 +15,6 @@ from typing import Protocol
 from control.ctlog.structs import LogKey, Sct, SignedEntry, verify_sct
 from control.trustchain.errors import NotIssued
 from control.trustchain.profiles import CLOCK_SKEW_S
-from dataplane.errors import StoqError
 
 
 class LogClient(Protocol):
@@ -119,7 +118,7 @@ class Submitter:
                 raise NotIssued("its SCT is from the future: check both clocks")
         except TimeoutError:
             self._failed(log, f"no answer in {self.policy.timeout_s:g} s")
-        except (StoqError, OSError) as error:
+        except Exception as error:  # Whatever a log's client does wrong is that log's failure.
             self._failed(log, str(error) or type(error).__name__)
         else:
             self._rests_until.pop(log.log_id, None)

@@ -18,7 +18,7 @@ import struct
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from control.trustchain.errors import BadRequest, TokenRefused
+from control.trustchain.errors import BadRequest, Busy
 from control.trustchain.profiles import Names, ProfileName
 from control.trustchain.roles import Role
 
@@ -113,16 +113,17 @@ class Attempts:
         self._all = (0.0, 0)
 
     def check(self, source: str, now: float) -> None:
-        """Raises TokenRefused when it was too often."""
+        """Raises Busy when it was too often."""
         begun, count = self._sources.get(source, (now, 0))
         if abs(now - begun) < FAILURE_WINDOW_S and count >= MAX_FAILURES:
-            raise TokenRefused(f"too many wrong tokens from {source}: wait {FAILURE_WINDOW_S:.0f} s")
-        begun, count = self._all
-        if abs(now - begun) < FAILURE_WINDOW_S and count >= 100 * MAX_FAILURES:
-            raise TokenRefused(f"too many wrong tokens from everywhere: wait {FAILURE_WINDOW_S:.0f} s")
+            raise Busy(f"too many wrong tokens from {source}: wait {FAILURE_WINDOW_S:.0f} s")
 
     def failed(self, source: str, now: float) -> None:
-        """One more."""
+        """One more. Raises Busy when it was too many from everywhere: that stops nobody who has a token, but the audit log
+        does not grow with a flood."""
+        begun, count = self._all
+        if abs(now - begun) < FAILURE_WINDOW_S and count >= 100 * MAX_FAILURES:
+            raise Busy(f"too many wrong tokens from everywhere: wait {FAILURE_WINDOW_S:.0f} s")
         self._sources[source] = _one_more(self._sources.pop(source, (now, 0)), now)
         if len(self._sources) > MAX_SOURCES:
             self._sources.popitem(last=False)

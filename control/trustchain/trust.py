@@ -4,7 +4,10 @@ who follows.
       CA/trust.json     what an operator decides: how many SCTs, inclusion proofs, pins, roles, further logs
       CA/bundle.json    the bundle as it was made last; its generation only grows
 
-A bundle is made anew when a certificate is revoked, when trust.json or a log changes, and well before it goes stale.
+A bundle is made anew when a certificate is revoked, when trust.json or a log changes, and well before it goes stale. Its
+generation is the second in which it was made, or the next number: so nodes take it for newer also when bundle.json was
+lost, or set back with a backup. A log whose key is new is announced first: name it in trust.json's `logs`, and submit to
+it alone once nodes have heard of it, else they cannot judge the authority itself.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -30,7 +33,7 @@ from control.trustchain.bundle import (
     load_bundle,
     save_bundle,
 )
-from control.trustchain.errors import CaError
+from control.trustchain.errors import CaError, SubscriptionOverrun, TrustError
 from control.trustchain.revocation import CRL_GRACE_S
 
 log = logging.getLogger("stoq.trustchain")
@@ -38,18 +41,23 @@ log = logging.getLogger("stoq.trustchain")
 TRUST, BUNDLE = "trust.json", "bundle.json"
 CHECK_SECONDS = 30.0  # trust.json is looked at again.
 MAX_TRUST_BYTES = 1 << 20
+MAX_VALID_S = 10 * 365 * 86400.0
+REST = 4  # Times as long as making a bundle took: so a storm of revocations leaves the loop to others …
+LONGEST_REST = 1.0  # … and each is still pushed within seconds.
 
 
 class TrustConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`trust.json`. `scts_required` None: one, when a log is known. `logs`: those that are known besides the authority's
-    own, for example retired ones. `valid_s`: seconds after which a node that hears nothing refuses peers (`hard_stale`)
-    or goes on with what it knew."""
+    own, for example retired ones. `revocations`: those that are not in the authority's store: an intermediate's, by
+    issuer and serial number, or by `key_hash`. `valid_s`: seconds after which a node that hears nothing refuses peers
+    (`hard_stale`) or goes on with what it knew."""
 
     scts_required: int | None = None
     inclusion: InclusionPolicy = InclusionPolicy()
     pins: dict[str, PinRecord] = {}
     required_roles: RequiredRoles = RequiredRoles()
     logs: tuple[LogRecord, ...] = ()
+    revocations: tuple[RevocationRecord, ...] = ()
     valid_s: float = 7 * 86400
     hard_stale: bool = False
 
@@ -65,9 +73,12 @@ def load_trust_config(path: Path) -> TrustConfig:
     if len(data) > MAX_TRUST_BYTES:
         raise CaError(f"{path} has {len(data)} bytes; {MAX_TRUST_BYTES} are taken")
     try:
-        return msgspec.json.decode(data, type=TrustConfig)
-    except msgspec.MsgspecError as error:
+        config = msgspec.json.decode(data, type=TrustConfig)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CaError(f"{path} is not as it should be: {error}") from None
+    if not CHECK_SECONDS <= config.valid_s <= MAX_VALID_S:
+        raise CaError(f"{path}: valid_s is {CHECK_SECONDS:g} to {MAX_VALID_S:g} seconds, not {config.valid_s:g}")
+    return config
 
 
 class TrustMaker:
@@ -81,11 +92,19 @@ class TrustMaker:
         self._clock = clock
         self._changed = asyncio.Event()
         self._listeners: list[Callable[[TrustBundle], None]] = []
-        path = authority.directory / BUNDLE
-        self.bundle = load_bundle(path) if path.exists() else self._make(1)
         self.followers = 0
+        path = authority.directory / BUNDLE
+        try:
+            self._take(load_bundle(path) if path.exists() else self._make(0))
+        except BundleError as error:
+            log.error("%s; it is made anew", error)  # Everything in it stands elsewhere.
+            self._take(self._make(0))
         if not self.refresh():
             save_bundle(path, self.bundle)
+
+    def _take(self, bundle: TrustBundle) -> None:
+        self.bundle = bundle
+        self.encoded = bundle.encode()
 
     def on_change(self, listener: Callable[[TrustBundle], None]) -> None:
         """Is called with each new bundle, before who follows hears of it."""
@@ -112,14 +131,14 @@ class TrustMaker:
             ]
         return tuple(found)
 
-    def _make(self, generation: int) -> TrustBundle:
+    def _make(self, after: int) -> TrustBundle:
         config = load_trust_config(self._authority.directory / TRUST)
         now = self._now()
         own = {one.key for one in self._own_logs}
         logs = (*self._own_logs, *(one for one in config.logs if one.key not in own))
         required = config.scts_required if config.scts_required is not None else min(1, len(logs))
         return TrustBundle(
-            generation=generation,
+            generation=max(after + 1, int(now.timestamp())),
             issued_at=now,
             valid_until=now + datetime.timedelta(seconds=config.valid_s),
             anchors=anchors_of([self._authority.root]),
@@ -128,7 +147,7 @@ class TrustMaker:
             scts_required=required,
             inclusion=config.inclusion,
             required_roles=config.required_roles,
-            revocations=self._revocations(),
+            revocations=(*config.revocations, *self._revocations()),
             hard_stale=config.hard_stale,
         )
 
@@ -136,14 +155,14 @@ class TrustMaker:
         """Make the bundle anew if it would say something else, or is half way to its end. Raises CaError,
         BundleError."""
         old = self.bundle
-        new = self._make(old.generation + 1)
+        new = self._make(old.generation)
         same = msgspec.structs.replace(
             new, generation=old.generation, issued_at=old.issued_at, valid_until=old.valid_until
         )
         if same == old and self._now() < old.issued_at + (old.valid_until - old.issued_at) / 2:
             return False
         save_bundle(self._authority.directory / BUNDLE, new)
-        self.bundle = new
+        self._take(new)
         for listener in self._listeners:
             listener(new)
         self._changed.set()
@@ -151,32 +170,46 @@ class TrustMaker:
         return True
 
     async def run(self) -> None:
-        """Keep it true until cancelled."""
-        with self._authority.subscribe() as events:
-            waiting = asyncio.ensure_future(anext(events))
-            try:
-                while True:
-                    await asyncio.wait({waiting}, timeout=CHECK_SECONDS)
-                    if waiting.done():
-                        waiting.result()
-                        waiting = asyncio.ensure_future(anext(events))
-                    try:
-                        self.refresh()
-                    except (CaError, BundleError) as error:
-                        log.error("the trust bundle stays as it is: %s", error)
-            finally:
-                waiting.cancel()
-                await asyncio.gather(waiting, return_exceptions=True)
+        """Keep it true until cancelled, or the authority is closed."""
+        loop = asyncio.get_running_loop()
+        while True:
+            with self._authority.subscribe() as events:
+                waiting = asyncio.ensure_future(anext(events))
+                try:
+                    while True:
+                        await asyncio.wait({waiting}, timeout=CHECK_SECONDS)
+                        begin = loop.time()
+                        while waiting.done():  # All that have come are in the one bundle.
+                            waiting.result()
+                            waiting = asyncio.ensure_future(anext(events))
+                            await asyncio.sleep(0)
+                        self._try_refresh()
+                        await asyncio.sleep(min(REST * (loop.time() - begin), LONGEST_REST))
+                except StopAsyncIteration:
+                    return
+                except SubscriptionOverrun:
+                    log.warning("more revocations than could be taken one by one: they are read anew")
+                finally:
+                    waiting.cancel()
+                    await asyncio.gather(waiting, return_exceptions=True)
+            self._try_refresh()
 
-    async def follow(self, generation: int) -> AsyncIterator[TrustBundle]:
-        """Bundles from now on; at once when there is a newer one than `generation`."""
+    def _try_refresh(self) -> None:
+        try:
+            self.refresh()
+        except TrustError as error:
+            log.error("the trust bundle stays as it is: %s", error)
+
+    async def follow(self, generation: int) -> AsyncGenerator[bytes, None]:
+        """Bundles, encoded, from now on; at once when there is a newer one than `generation`. Who does not take one in
+        time gets the newest next."""
         self.followers += 1
         try:
             while True:
                 changed = self._changed
                 if self.bundle.generation > generation:
                     generation = self.bundle.generation
-                    yield self.bundle
+                    yield self.encoded
                 else:
                     await changed.wait()
         finally:
