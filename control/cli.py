@@ -72,10 +72,12 @@ def _add_commands() -> None:
     from control.doctor.command import doctor_command
     from control.trustchain.ca_commands import ca_group
     from control.trustchain.member_command import member_command
+    from control.trustchain.remote import remote_group
     from control.trustchain.serve_command import acme_key_command, join_command, serve_command
 
     ca_group.add_command(serve_command)
     ca_group.add_command(acme_key_command)
+    ca_group.add_command(remote_group)
     for command in (
         ca_group,
         ct_group,

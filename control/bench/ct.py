@@ -31,14 +31,14 @@ import msgspec
 from control.bench import environment
 from control.bench.ct_chains import Pki
 from control.bench.ct_growth import ROUND
-from control.bench.latency import cpu_seconds
 from control.bench.processes import ROOT, BenchError, Program, python, running, stoq
 from control.bench.report import Steps, median, pairwise, ratio, spread
+from control.bench.trust_ends import Ends
 from control.bench.trust_figures import bytes_on_disk, described, drop_cached, memory, work_directory
 from control.ctlog.site import LogConfig, S3Place, Site, create
 from control.nodes import Place
 
-SERVER, LOAD, GROWTH = (f"control.bench.{name}" for name in ("trust_server", "trust_load", "ct_growth"))
+SERVER, GROWTH = "control.bench.trust_server", "control.bench.ct_growth"
 PREFIX = "bench"
 MOST_PER_SECOND = 6000  # Precertificates are made for so fast a log.
 READERS = 4  # Connections that read entries.
@@ -51,6 +51,9 @@ RATIOS = {
     "proofs": "median over trials of proofs a second / checkpoints a second",
     "flatness": "cost of an entry at the last mark / at the first",
 }
+
+
+Serving = tuple[Program, dict[str, Any]]  # A server, and what it said when it listened.
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +82,7 @@ class Bench:
     """Where it is measured."""
 
     settings: Settings
-    client: Place
-    server: Place
+    ends: Ends
     work: Path
 
     @property
@@ -93,10 +95,6 @@ class Bench:
         """The big log's directory."""
         return self.work / "big"
 
-    def unpinned(self) -> Bench:
-        """Where three processes share the cores."""
-        return replace(self, client=replace(self.client, core=-1), server=replace(self.server, core=-1))
-
     async def create(self, directory: Path, place: S3Place | None = None, period: float | None = None) -> Site:
         """A new log."""
         config = LogConfig(f"localhost/{PREFIX}")
@@ -106,39 +104,21 @@ class Bench:
             config = msgspec.structs.replace(config, period=period)
         return await create(directory, config, [Pki.load(self.pki).root], time.time)
 
-    @asynccontextmanager
-    async def serving(self, name: str, argv: list[str]) -> AsyncIterator[tuple[Program, dict[str, Any]]]:
-        """A server, and what it says when it listens."""
-        async with running(name, self.server, argv, cwd=ROOT) as program:
-            yield program, await program.until("listening")
-
-    def serving_log(self, directory: Path) -> AbstractAsyncContextManager[tuple[Program, dict[str, Any]]]:
+    def serving_log(self, directory: Path) -> AbstractAsyncContextManager[Serving]:
         """The log of a directory, as anybody would serve it."""
-        return self.serving("stoq ct serve", stoq("ct", "serve", str(directory), "--http", "[::1]:0"))
+        return self.ends.serving("stoq ct serve", stoq("ct", "serve", str(directory), "--http", "[::1]:0"))
 
-    async def load(self, server: dict[str, Any], prefix: str, *arguments: str, connections: int) -> dict[str, Any]:
-        """A client's result. Raises BenchError when it, or any of its requests, failed."""
-        where = ["--url", f"http://[::1]:{server['port']}/{prefix}", "--seconds", f"{self.settings.seconds:g}"]
-        argv = python(LOAD, *where, "--connections", str(connections), *arguments)
-        async with running(f"client ({arguments[0]})", self.client, argv, cwd=ROOT) as program:
-            result = await program.until("result")
-        if result["failed"]:
-            raise BenchError(f"{result['failed']} requests ({arguments[0]}) failed: {result['error']}")
-        return {name: value for name, value in result.items() if name not in ("event", "failed", "error")}
-
-    async def submit(self, program: Program, server: dict[str, Any], prefix: str, *more: str) -> dict[str, Any]:
-        """Submissions, and what of the server's processor they took."""
+    async def submit(self, server: Serving, prefix: str, *more: str) -> dict[str, Any]:
+        """Precertificates, as many as come through."""
         most = max(self.settings.connections, round(self.settings.seconds * MOST_PER_SECOND))
         add = ["add", "--pki", str(self.pki), "--most", str(most), *more]
-        before = cpu_seconds(program.process.pid)
-        figures = await self.load(server, prefix, *add, connections=self.settings.connections)
-        # With what was asked afterwards, to check the log: little beside it.
-        return {**figures, "server_cpu_seconds": cpu_seconds(program.process.pid) - before}
+        return await self.ends.load(server, prefix, *add, connections=self.settings.connections)
 
     async def add_chain(self, directory: Path) -> dict[str, Any]:
         """To a log that exists."""
-        async with self.serving_log(directory) as (program, server):
-            figures = await self.submit(program, server, PREFIX, "--key", str(directory / "log.pem"))
+        async with self.serving_log(directory) as server:
+            figures = await self.submit(server, PREFIX, "--key", str(directory / "log.pem"))
+            program, _ = server
             figures["server"] = memory(program.process.pid)
             summary = await program.summary()
         rounds = max(summary["rounds"], 1)
@@ -146,14 +126,14 @@ class Bench:
 
     async def constant(self) -> dict[str, Any]:
         """Without a log."""
-        async with self.serving("constant server", python(SERVER, "constant", "--pki", str(self.pki))) as (program, server):
-            return await self.submit(program, server, "")
+        async with self.ends.serving("yardstick", python(SERVER, "constant", "--pki", str(self.pki))) as server:
+            return await self.submit(server, "")
 
     async def grow(self, steps: Steps) -> dict[str, Any]:
         """The big log."""
         await self.create(self.big, period=0.0)
         argv = python(GROWTH, str(self.big), "--pki", str(self.pki), "--entries", str(self.settings.entries))
-        async with running("growing log", self.unpinned().server, argv, cwd=ROOT) as program:
+        async with running("growing log", self.ends.unpinned().server, argv, cwd=ROOT) as program:
             async for found in program.objects():
                 if found["event"] == "progress":
                     steps.done(
@@ -187,15 +167,13 @@ class Bench:
         }
         found: dict[str, Any] = {}
         begin = time.perf_counter()
-        async with self.serving_log(self.big) as (program, server):
-            seconds = time.perf_counter() - begin
-            opened = {"seconds": seconds, "entries": server["logs"][0]["size"], **memory(program.process.pid)}
+        async with self.serving_log(self.big) as server:
+            seconds, (program, listening) = time.perf_counter() - begin, server
+            opened = {"seconds": seconds, "entries": listening["logs"][0]["size"], **memory(program.process.pid)}
             steps.done("reopened", f"{seconds:.2f} s to listening, {opened['resident_mib']:.0f} MiB resident")
             for name, (arguments, connections, figure, unit) in contenders.items():
                 steps.begin(name)
-                before = cpu_seconds(program.process.pid)
-                found[name] = await self.load(server, PREFIX, *arguments, connections=connections)
-                found[name]["server_cpu_seconds"] = cpu_seconds(program.process.pid) - before
+                found[name] = await self.ends.load(server, PREFIX, *arguments, connections=connections)
                 steps.done(name, f"{found[name][figure]:.0f} {unit}, p99 {found[name]['p99_ms']:.1f} ms")
             found["reopened"] = {**opened, "after_reading": memory(program.process.pid)}
         return found
@@ -245,7 +223,7 @@ async def _in_s3(bench: Bench, target: S3Target, number: int) -> dict[str, Any]:
     )
     site = await bench.create(bench.work / f"s3-{number}", place)
     try:
-        return await bench.unpinned().add_chain(site.directory)
+        return await replace(bench, ends=bench.ends.unpinned()).add_chain(site.directory)
     finally:
         storage = await replace(site, config=_whole_bucket(site.config, place)).storage()
         try:
@@ -289,7 +267,7 @@ async def _trial(bench: Bench, target: S3Target | None, number: int, steps: Step
 async def measure(settings: Settings, client: Place, server: Place) -> dict[str, Any]:
     """All of it; the report with its figures. Raises BenchError, LogError."""
     with work_directory(settings.directory) as work:
-        bench = Bench(settings, client, server, work)
+        bench = Bench(settings, Ends(client, server, settings.seconds), work)
         bench.pki.mkdir()
         Pki.make().save(bench.pki)
         where = described(client, server, work)

@@ -5,9 +5,8 @@ one file that is synced as often.
       python -m control.bench.ct_growth DIR --pki DIR --entries 1000000
 
 What a submission is checked for before it comes to the queue does not depend on the log's size, and is left out. A window is
-one round. Standard output gets `progress` at each mark (10^4, 10^5, …, the end), and `result`, with how long the log
-took to open again, its files not in memory. Of a mark m counted are the
-windows of the second half of the entries up to it.
+one round. Standard output gets `progress` at each mark (10^4, 10^5, …, the end), of which the windows of the second half of
+the entries up to it count, and `result`, with how long the log took to open again, its files not in memory.
 """
 
 from __future__ import annotations

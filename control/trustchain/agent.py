@@ -44,6 +44,7 @@ log = logging.getLogger("stoq.trustchain")
 RENEW_AT = 2 / 3  # Of a certificate's life.
 RENEW_SPREAD = 0.05  # Nodes that joined together do not come back together.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # Seconds between tries.
+SETTLED = 4  # Times a pause: after so long something counts as having worked.
 PING_SECONDS = 5.0  # The connection to the authority is asked whether it lives.
 LAST_MINUTES = 60.0  # Seconds between tries to renew at most, when time runs out.
 
@@ -113,8 +114,8 @@ class Agent:
             except Exception as error:
                 if not isinstance(error, (StoqError, OSError, ValueError)):
                     log.exception("cannot %s", what)  # An error of ours, but no reason to go on without trust.
-                if asyncio.get_running_loop().time() - begin > LONGEST_PAUSE:
-                    pause = FIRST_PAUSE
+                if asyncio.get_running_loop().time() - begin > SETTLED * pause:
+                    pause = FIRST_PAUSE  # It went well for a while.
                 log.warning("cannot %s: %s; trying again in %.1f s", what, error, pause)
                 self._on_event("trust-trouble", f"cannot {what}: {error}")
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))

@@ -24,7 +24,7 @@ from control.trustchain import directory as ca_directory
 from control.trustchain.actor import Actor
 from control.trustchain.audit import AuditReport, read_audit, utc, verify_audit
 from control.trustchain.authority import Issued
-from control.trustchain.ca_options import directory_option, log_options, opened, passphrase_from, passphrase_options
+from control.trustchain.ca_options import CA_PORT, directory_option, log_options, opened, passphrase_from, passphrase_options
 from control.trustchain.certificates import Places
 from control.trustchain.directory import AUDIT, DATABASE, CaConfig, InitOptions
 from control.trustchain.errors import AuditBroken, BadRequest
@@ -38,7 +38,6 @@ from control.trustchain.tokens import TokenGrant
 from dataplane.address import parse_address
 
 LEAVES = [name.value for name in ProfileName if name not in (ProfileName.ROOT, ProfileName.INTERMEDIATE)]
-DEFAULT_PORT = 9292
 ROOT_PASSPHRASE_VARIABLE = "STOQ_CA_ROOT_PASSPHRASE"
 
 
@@ -163,7 +162,8 @@ def init_command(
     _run(output, main())
 
 
-def _read_csr(path: Path) -> bytes:
+def read_csr(path: Path) -> bytes:
+    """A CSR file as DER. Raises BadRequest."""
     try:
         data = path.read_bytes()
         return (x509.load_pem_x509_csr(data).public_bytes(Encoding.DER)) if b"-----BEGIN" in data else data
@@ -212,11 +212,11 @@ def issue_command(
     async def main() -> None:
         chain_file, key_file = out.with_name(out.name + ".pem"), out.with_name(out.name + ".key")
         chosen, key = profile_of(profile), None
-        _must_not_exist(chain_file, *([] if csr else [key_file]))
+        must_not_exist(chain_file, *([] if csr else [key_file]))
         if csr is not None:
             if names or addresses:
                 raise BadRequest("with --csr the names are the CSR's: leave --name and --address out")
-            der = _read_csr(csr)
+            der = read_csr(csr)
         else:
             key = generate()
             der = make_csr(key, subject, Names.parse(names, addresses, wildcards=chosen.wildcards))
@@ -233,7 +233,8 @@ def issue_command(
     _run(output, main())
 
 
-def _must_not_exist(*paths: Path) -> None:
+def must_not_exist(*paths: Path) -> None:
+    """Raises BadRequest."""
     taken = [str(path) for path in paths if path.exists()]
     if taken:
         raise BadRequest(f"{', '.join(taken)} exists: nothing was overwritten; name another --out")
@@ -265,11 +266,11 @@ def renew_command(
 
     async def main() -> None:
         chain_file = out.with_name(out.name + ".pem")
-        _must_not_exist(chain_file)
+        must_not_exist(chain_file)
         if (csr is None) == (key is None):
             raise BadRequest("give either --csr, or --key to make one with")
         old = ca_directory.load_certificate(certificate)
-        der = _read_csr(csr) if csr is not None else make_csr(load_key(key)) if key is not None else b""
+        der = read_csr(csr) if csr is not None else make_csr(load_key(key)) if key is not None else b""
         request = RenewRequest(der, old.fingerprint(SHA256()), lifetime)
         async with opened(directory, passphrase_from(passphrase_file, passphrase_prompt), logs) as authority:
             issued = await authority.renew(request, Actor.local())
@@ -414,7 +415,7 @@ def say_report(output: Output, report: AuditReport) -> None:
 @click.option("--profile", type=click.Choice(LEAVES), default="node", show_default=True)
 @click.option("--subject", default="", help="Common name; without it the first name.")
 @click.option("--ttl", type=Duration(), default="10m", show_default=True, help="How long it may be used.")
-@click.option("--at", default=f"[::1]:{DEFAULT_PORT}", show_default=True, help="Where the node reaches the authority.")
+@click.option("--at", default=f"[::1]:{CA_PORT}", show_default=True, help="Where the node reaches the authority.")
 @click.option("--list", "listing", is_flag=True, help="Show the tokens that wait to be used, instead.")
 @click.option("--cancel", metavar="HASH", help="Make a token useless, instead; its hash as --list shows it.")
 @click.pass_obj
@@ -446,7 +447,7 @@ def token_command(
                 await authority.cancel_token(_hexadecimal(cancel), Actor.local())
                 output.event("cancelled", f"token {cancel} is useless now", hash=cancel)
                 return
-            chosen, place = profile_of(profile), parse_address(at, DEFAULT_PORT)
+            chosen, place = profile_of(profile), parse_address(at, CA_PORT)
             allowed = Names.parse(names, addresses, wildcards=chosen.wildcards)
             grant = TokenGrant(allowed, parse_roles(roles), chosen.name, subject, 600 if ttl is None else ttl)
             token = await authority.create_token(grant, place.ip, place.port, Actor.local())

@@ -17,6 +17,7 @@ from control.trustchain.keys import Passphrase, read_private_file
 from control.trustchain.submit import LogClient
 
 F = TypeVar("F", bound=Callable[..., Any])
+CA_PORT = 9293  # Beside STOQ_PORT, so that a node and an authority fit on one machine.
 DIRECTORY_VARIABLE = "STOQ_CA"
 PASSPHRASE_VARIABLE = "STOQ_CA_PASSPHRASE"
 

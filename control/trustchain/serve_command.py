@@ -20,14 +20,13 @@ from control.trustchain.acme.challenges import ValidationConfig
 from control.trustchain.acme.encoding import encode
 from control.trustchain.acme.store import Store
 from control.trustchain.acme_serving import DATABASE, AcmeOptions
-from control.trustchain.ca_options import LogSpec, directory_option, passphrase_from, passphrase_options
+from control.trustchain.ca_options import CA_PORT, LogSpec, directory_option, passphrase_from, passphrase_options
 from control.trustchain.joining import join
 from control.trustchain.profiles import ProfileName
 from control.trustchain.server import Served, ServerOptions, serve
 from control.trustchain.tokens import Token
 from dataplane import Address, Config, HandshakeFailed, parse_address
 
-CA_PORT = 9293  # Beside STOQ_PORT, so that a node and an authority fit on one machine.
 HTTP_PORT = 8462
 ACME_PORT = 8463
 CONTROL_BYTES = 64 << 20  # A datapath for calls needs no more; each of its pools.

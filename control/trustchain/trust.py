@@ -6,8 +6,10 @@ who follows.
 
 A bundle is made anew when a certificate is revoked, when trust.json or a log changes, and well before it goes stale. Its
 generation is the second in which it was made, or the next number: so nodes take it for newer also when bundle.json was
-lost, or set back with a backup. A log whose key is new is announced first: name it in trust.json's `logs`, and submit to
-it alone once nodes have heard of it, else they cannot judge the authority itself.
+lost, or set back with a backup.
+
+A log with a new key is announced first: name it in trust.json's `logs`, and submit to the former one, too, for as long as
+a certificate lives. A node that has not heard of a log cannot judge the authority, whose own certificate is in it.
 """
 
 from __future__ import annotations
