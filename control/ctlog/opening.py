@@ -74,7 +74,9 @@ class OpenLog:
             Publisher(load_account(directory / place.account)),
             log.signer.log_id,
             directory / "anchor.json",
-            AnchorConfig(every_seconds=place.every_seconds, every_entries=place.every_entries),
+            AnchorConfig(
+                every_seconds=place.every_seconds, every_entries=place.every_entries, poll_seconds=place.poll_seconds
+            ),
             clock=self._clock,
             say=logger.warning,
         )

@@ -86,10 +86,11 @@ class AnchorPlace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rpc: str  # http://[::1]:8545
     chain_id: int
     contract: str  # 0x and 40 digits.
-    account: str  # File of the publisher's key, 0600, relative to the log's directory.
+    account: str = "account.key"  # File of the publisher's key, 0600, relative to the log's directory.
     every_seconds: float = 3600.0
     every_entries: int = 0
     confirmations: int = 64  # Where the chain has no finality of its own.
+    poll_seconds: float = 6.0  # Between two looks at the chain.
 
 
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
