@@ -1,5 +1,5 @@
-"""`stoq bench throughput|handshake|latency|packets|engine|idle|congestion|window`: our figures, each beside
-its yardstick in the same run.
+"""`stoq bench throughput|handshake|latency|packets|engine|idle|congestion|window|ct|ca`: our figures, each
+beside its yardstick in the same run.
 
       a trial ──▶ ours ──▶ yardstick ──▶ further contenders ──▶ the next trial …
 
@@ -12,4 +12,8 @@ machine, `report` makes figures of trials; `throughput`, `handshake`, `latency` 
 `packets` (AF_XDP, also under the first and the third), `engine`, `idle`, `window` and `congestion`
 (simulated, the last against the formulas of `models`) are the commands' work, `handshaker` the program
 that `handshake` measures, `commands` the command line.
+
+`ct` and `ca` measure TrustChain's log and authority: `trust_ends` runs a server (`stoq ct serve`,
+`trust_server`) and its client (`trust_load`), `ct_growth` and `ca_programs` are measured themselves,
+`ct_chains` makes precertificates, `trust_figures` has what they share.
 """

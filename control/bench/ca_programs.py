@@ -29,13 +29,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from control.bench.processes import BenchError
 from control.bench.report import quantile, ratio
 from control.bench.trust_figures import Tally, in_flight, memory
 from control.console import Output, run_async
-from control.ctlog.log import Log
 from control.ctlog.opening import OpenLog
 from control.ctlog.precert import embedded_entry, embedded_scts
 from control.ctlog.site import LogConfig, Site, create, load_log_key
@@ -44,7 +44,7 @@ from control.trustchain.actor import Actor
 from control.trustchain.audit import Decision, read_audit
 from control.trustchain.authority import Authority, Issued
 from control.trustchain.bundle import LogRecord, TrustBundle, anchors_of
-from control.trustchain.directory import DATABASE, ROOT, InitOptions, init, load_certificate
+from control.trustchain.directory import AUDIT, DATABASE, ROOT, InitOptions, init, load_certificate
 from control.trustchain.errors import TrustError
 from control.trustchain.keys import generate, spki
 from control.trustchain.logs import EmbeddedLog
@@ -88,9 +88,8 @@ async def issue(directory: Path, logs: int, seconds: float, concurrency: int, mo
     csrs = iter(_requests(most))
     actor, issued, tally = Actor.local(), list[Issued](), Tally()
     async with AsyncExitStack() as stack:
-        opened: list[Log] = []
-        for name in LOGS[:logs]:
-            opened.append(await stack.enter_async_context(OpenLog(Site.read(directory / name), time.time)))
+        sites = [Site.read(directory / name) for name in LOGS[:logs]]
+        opened = [await stack.enter_async_context(OpenLog(site, time.time)) for site in sites]
         authority = Authority.open(directory, logs=[EmbeddedLog(one) for one in opened])
         stack.push_async_callback(authority.close)
 
@@ -132,7 +131,7 @@ async def _check_durable(directory: Path, authority: Authority, issued: Sequence
     report = await authority.verify_audit(Actor.local())
     if not report.intact:
         raise BenchError(f"the audit log is not intact: {report.finding}")
-    lines = await asyncio.to_thread(read_audit, directory / "audit.jsonl", last=AUDIT_PAGE)
+    lines = await asyncio.to_thread(read_audit, directory / AUDIT, last=AUDIT_PAGE)
     granted = sum(line.decision == Decision.GRANTED and "issue" in line.operation for line in lines)
     store = Records.open(directory / DATABASE, read_only=True)
     try:
@@ -157,16 +156,16 @@ def _save(directory: Path, issued: Sequence[Issued]) -> None:
 
 
 def _template(root: ec.EllipticCurvePrivateKey) -> Callable[[ec.EllipticCurvePublicKey, int], x509.CertificateBuilder]:
-    issuer = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "bench intermediate 1")])
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "bench intermediate 1")])
     now = datetime.datetime.now(datetime.UTC)
     authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(root.public_key())
 
     def build(key: ec.EllipticCurvePublicKey, number: int) -> x509.CertificateBuilder:
         usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
-        purposes = [x509.ExtendedKeyUsageOID.SERVER_AUTH, x509.ExtendedKeyUsageOID.CLIENT_AUTH]
+        purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         return (
             x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, _name(number))]))
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _name(number))]))
             .issuer_name(issuer)
             .public_key(key)
             .serial_number(x509.random_serial_number())

@@ -13,7 +13,9 @@ import click
 
 from control import devcerts
 from control.bench import (
+    ca,
     congestion,
+    ct,
     engine,
     handshake,
     idle,
@@ -26,9 +28,10 @@ from control.bench import (
 )
 from control.bench.report import rounded
 from control.bench.throughput import Bench, Settings
+from control.bench.trust_figures import facts, places_on
 from control.console import Output, run_async
 from control.handshake.policy import CIPHERS
-from control.options import BUSY_BACKEND
+from control.options import BUSY_BACKEND, FILE
 from control.run import places
 from dataplane.config import BACKENDS, CRYPTO_PROVIDERS
 from dataplane.tables import CongestionController
@@ -389,3 +392,77 @@ def congestion_command(
         output.event("result", **rounded(report))
 
     raise SystemExit(run_async(output, main()))
+
+
+def _trust_common(function: F) -> F:
+    options = [
+        _COMMON[0],
+        _COMMON[1],
+        click.option(
+            "--seconds",
+            type=click.FloatRange(0.1, 600),
+            default=10.0,
+            show_default=True,
+            help="Of each contender in each trial.",
+        ),
+        _COMMON[3],
+        click.option("--directory", type=FILE, help="Below it, on the disk that is meant; default: temporary files."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _trust(
+    output: Output, title: str, report: Awaitable[dict[str, Any]], rows: Callable[[dict[str, Any]], list[tuple[str, str]]]
+) -> int:
+    async def main() -> None:
+        found = await report
+        output.table(title, [*rows(found), *facts(found["environment"])])
+        output.event("result", **rounded(found))
+
+    return run_async(output, main())
+
+
+@bench_group.command("ct")
+@_trust_common
+@click.option(
+    "--connections", type=click.IntRange(1, 1024), default=64, show_default=True, help="Submissions at a time."
+)
+@click.option("--entries", type=click.IntRange(1), default=1_000_000, show_default=True, help="Of the big log.")
+@click.option("--s3", "s3_url", metavar="URL", help="Also add-chain in S3 there; credentials as boto3 finds them.")
+@click.option("--s3-bucket", help="The bucket; what is written there is removed.")
+@click.option("--seaweedfs", is_flag=True, help="Also add-chain in a SeaweedFS server of its own (in the checkout).")
+@click.pass_obj
+def ct_command(
+    output: Output,
+    /,
+    json_lines: bool,
+    cores: tuple[int, int] | None,
+    s3_url: str | None,
+    s3_bucket: str | None,
+    seaweedfs: bool,
+    **options: Any,
+) -> None:
+    """A log: add-chain, get-entries, proofs, each beside its yardstick, and its growth to many entries."""
+    if (s3_url is None) != (s3_bucket is None) or (s3_url is not None and seaweedfs):
+        raise click.UsageError("give --s3 and --s3-bucket, or --seaweedfs")
+    target = None
+    if s3_url is not None or seaweedfs:
+        target = ct.S3Target(s3_url or "", s3_bucket or "", own=seaweedfs)
+    report = ct.measure(ct.Settings(s3=target, **options), *places_on(cores))
+    raise SystemExit(_trust(_output(output, json_lines), "ct", report, ct.rows))
+
+
+@bench_group.command("ca")
+@_trust_common
+@click.option(
+    "--concurrency", type=click.IntRange(1, 4096), default=50, show_default=True, help="Requests at a time."
+)
+@click.pass_obj
+def ca_command(
+    output: Output, /, json_lines: bool, cores: tuple[int, int] | None, **options: Any
+) -> None:
+    """An authority: issuance with and without SCTs, judging a peer, OCSP and CRLs, each beside its yardstick."""
+    report = ca.measure(ca.Settings(**options), *places_on(cores))
+    raise SystemExit(_trust(_output(output, json_lines), "ca", report, ca.rows))

@@ -10,8 +10,8 @@ appended to one file. Then in each trial:
       get-entries     of the big log from its first entry on       data tiles   the same entries as static-ct-api has them
       proofs          get-proof-by-hash all over the big log       checkpoint   the smallest answer that it gives
 
-Servers (`stoq ct serve`, `trust_server`) and clients (`trust_load`) are processes on a core each; with S3, whose server may be a third one
-here, the kernel divides the cores. Every answer is checked outside the timed part.
+Servers (`stoq ct serve`, `trust_server`) and clients (`trust_load`) are processes on a core each; with S3, whose server may
+be a third one here, the kernel divides the cores. Every answer is checked outside the timed part.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -35,6 +34,8 @@ from control.bench.processes import ROOT, BenchError, Program, python, running, 
 from control.bench.report import Steps, median, pairwise, ratio, spread
 from control.bench.trust_ends import Ends
 from control.bench.trust_figures import bytes_on_disk, described, drop_cached, memory, work_directory
+from control.ctlog.envelope import KEY_BYTES, Envelope, LocalKey
+from control.ctlog.s3 import S3LockStore, S3Options
 from control.ctlog.site import LogConfig, S3Place, Site, create
 from control.nodes import Place
 
@@ -201,6 +202,8 @@ def _credentials(values: dict[str, str]) -> Iterator[None]:
 async def _target(wanted: S3Target) -> AsyncIterator[S3Target]:
     """S3 as it is reached: a SeaweedFS server lives as long as this."""
     if not wanted.own:
+        options = S3Options(wanted.bucket, endpoint=wanted.url)
+        await (await S3LockStore.open(options, Envelope(LocalKey(secrets.token_bytes(KEY_BYTES))))).close()  # It is probed.
         yield wanted
         return
     if not (ROOT / "tests" / "ctlog" / "seaweed.py").is_file():
@@ -219,7 +222,6 @@ async def _in_s3(bench: Bench, target: S3Target, number: int) -> dict[str, Any]:
         bucket=target.bucket,
         endpoint=target.url,
         prefix=f"bench-{secrets.token_hex(8)}",
-        plain_http=urlsplit(target.url).scheme == "http",
     )
     site = await bench.create(bench.work / f"s3-{number}", place)
     try:
@@ -233,10 +235,7 @@ async def _in_s3(bench: Bench, target: S3Target, number: int) -> dict[str, Any]:
 
 
 def _whole_bucket(config: LogConfig, place: S3Place) -> LogConfig:
-    whole = S3Place(
-        bucket=place.bucket, endpoint=place.endpoint, region=place.region, plain_http=place.plain_http
-    )
-    return LogConfig(config.origin, storage=whole)
+    return msgspec.structs.replace(config, storage=msgspec.structs.replace(place, prefix=""))
 
 
 # ---- all of it ----

@@ -21,7 +21,7 @@ FSYNCS = 50
 FSYNC_BYTES = 4096
 
 
-def places(cores: tuple[int, int] | None) -> tuple[Place, Place]:
+def places_on(cores: tuple[int, int] | None) -> tuple[Place, Place]:
     """The client's and the server's, both on ::1: on a core each where there are two."""
     client, server = cores if cores is not None else (0, 1) if (os.cpu_count() or 1) > 1 else (-1, -1)
     return Place(None, "::1", client), Place(None, "::1", server)

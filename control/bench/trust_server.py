@@ -1,4 +1,5 @@
-"""The servers besides `stoq ct serve` that `stoq bench ct` and `stoq bench ca` ask, each a process of its own, over HTTP/1.1 on ::1.
+"""The servers that `stoq bench ct` and `stoq bench ca` ask besides `stoq ct serve`, each a process of its own, over HTTP/1.1
+on ::1.
 
       python -m control.bench.trust_server …
         constant --pki DIR the yardstick of add-chain: the same HTTP and JSON, one signature verified and one made for each

@@ -18,12 +18,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from control.ctlog.errors import LogError, Malformed, Refused
-from control.ctlog.precert import (
-    certificate_entry,
-    is_precertificate,
-    precertificate_entry,
-    signs_precertificates,
-)
+from control.ctlog.precert import certificate_entry, is_precertificate, precertificate_entry
 from control.ctlog.sequencer import Submission
 
 MAX_CERTIFICATES = 12
@@ -170,7 +165,7 @@ def _may_issue(certificate: x509.Certificate) -> bool:
         return False
     except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         return False
-    return ca or signs_precertificates(certificate)
+    return ca
 
 
 def _parse(der: bytes) -> x509.Certificate:

@@ -79,7 +79,7 @@ class HttpCarrier:
                     if len(data) > MAX_ANSWER_BYTES:
                         raise Malformed(f"{self.url} answers with more than {MAX_ANSWER_BYTES} bytes")
                 return answer.status, bytes(data)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, AssertionError) as error:
             what = str(error) or type(error).__name__
             raise Unavailable(f"the log at {self.url} does not answer: {what}") from None
 
@@ -222,13 +222,13 @@ class LogClient:
             raise self._failure(status, data)
         try:
             return msgspec.json.decode(data, type=kind)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise Malformed(f"the log's answer to {path} is not what RFC 6962 says: {error}") from None
 
     def _failure(self, status: int, data: bytes) -> LogError:
         try:
             text = msgspec.json.decode(data, type=_Problem).error
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             text = data[:200].decode(errors="replace").strip()
         text = f"the log answers {status}: {text or 'without a reason'}"
         if status in (429, 502, 503, 504):

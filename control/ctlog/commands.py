@@ -126,11 +126,13 @@ async def _init(output: Output, directory: Path, config: LogConfig, roots: Path)
     output.event(
         "made",
         f"log {config.origin}, id {signer.log_id.hex()}, takes certificates that end {config.window}\n"
-        f"its public key is {directory / 'log.pem'}; serve it with `stoq ct serve {directory}`",
+        f"its public key is {directory / 'log.pem'}; witnesses know it by {site.vkey}\n"
+        f"serve it with `stoq ct serve {directory}`",
         origin=config.origin,
         log_id=signer.log_id.hex(),
         directory=str(directory),
         public_key=str(directory / "log.pem"),
+        vkey=site.vkey,
     )
 
 

@@ -41,7 +41,12 @@ def add_logs(application: web.Application, logs: Mapping[str, LogApi]) -> None:
         async def handle(request: web.Request) -> web.Response:
             body = await request.read() if request.method == "POST" else b""
             return _response(
-                await api.handle(request.method, request.match_info["path"], dict(request.query), body)
+                await api.handle(
+                    "GET" if request.method == "HEAD" else request.method,
+                    request.match_info["path"],
+                    dict(request.query),
+                    body,
+                )
             )
 
         return handle

@@ -191,7 +191,7 @@ class Log:
             self._wake.clear()
             if self._task is None:
                 return
-            batch = self._batch()
+            batch, started = self._batch(), loop.time()
             try:
                 await self._round(batch)
             except (LogError, OSError) as error:
@@ -210,7 +210,10 @@ class Log:
                 return
             if self._queue:
                 self._wake.set()
-            await asyncio.sleep(max(0.0, begin + self.options.period - loop.time()))
+            # After a long round (S3) those whom it answered come again, and go into one round with those who came
+            # meanwhile: without the pause there would be two half-empty rounds in turn.
+            now = loop.time()
+            await asyncio.sleep(max(begin + self.options.period - now, min(self.options.period, now - started)))
 
     def _batch(self) -> list[tuple[bytes, _Waiting]]:
         """What goes into the next round: bounded also in bytes, since all of it is staged as one object."""

@@ -7,7 +7,8 @@
     — example.com/2026h2 base64(key id, 4 bytes || signature)
 
 A log signs with type 5: a time in milliseconds and RFC 6962's tree head signature, so that one signature serves as
-checkpoint and as STH. Witnesses sign with type 4, Ed25519 over a time in seconds and the text.
+checkpoint and as STH; and with type 1, plain Ed25519 over the text, which is what witnesses know logs by. Witnesses sign
+with type 4, Ed25519 over a time in seconds and the text.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from control.ctlog.structs import (
     verify_signature,
 )
 
+ED25519 = 1
 COSIGNATURE_V1 = 4
 RFC6962 = 5
 KEY_ID_BYTES = 4
@@ -135,13 +137,24 @@ def checkpoint_text(origin: str, size: int, root: bytes) -> str:
     return f"{origin}\n{size}\n{base64.b64encode(root).decode()}\n"
 
 
-def encode_checkpoint(origin: str, head: TreeHead, key: LogKey) -> bytes:
-    """A log's checkpoint."""
+def encode_checkpoint(
+    origin: str, head: TreeHead, key: LogKey, witnessed: ed25519.Ed25519PrivateKey | None = None
+) -> bytes:
+    """A log's checkpoint; signed with the key `witnessed`, too, if there is one."""
     text = checkpoint_text(origin, head.size, head.root)
-    signature = NoteSignature(
-        origin, note_key_id(origin, RFC6962, key_id(key)), uint(head.timestamp, 8) + head.signed
-    )
-    return Note(text, (signature,)).encode()
+    signatures = [
+        NoteSignature(origin, note_key_id(origin, RFC6962, key_id(key)), uint(head.timestamp, 8) + head.signed)
+    ]
+    if witnessed is not None:
+        identifier = note_key_id(origin, ED25519, witnessed.public_key().public_bytes_raw())
+        signatures.append(NoteSignature(origin, identifier, witnessed.sign(text.encode())))
+    return Note(text, tuple(signatures)).encode()
+
+
+def log_vkey(origin: str, key: ed25519.Ed25519PublicKey) -> str:
+    """A log's verifier key as witnesses want it (C2SP signed-note, type 1)."""
+    raw = key.public_bytes_raw()
+    return f"{origin}+{note_key_id(origin, ED25519, raw).hex()}+{base64.b64encode(bytes((ED25519,)) + raw).decode()}"
 
 
 def parse_checkpoint(text: str) -> tuple[str, int, bytes]:
@@ -219,7 +232,7 @@ class Witness:
         try:
             raw = base64.b64decode(encoded, validate=True)
             # Type 1 is plain Ed25519: the same key, as some tools still name it.
-            if len(raw) != 33 or raw[0] not in (1, COSIGNATURE_V1):
+            if len(raw) != 33 or raw[0] not in (ED25519, COSIGNATURE_V1):
                 raise ValueError
             witness = cls(check_name(name), ed25519.Ed25519PublicKey.from_public_bytes(raw[1:]))
         except (ValueError, binascii.Error):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from control.ctlog.errors import LogError
@@ -17,10 +17,11 @@ ECDSA = ec.ECDSA(SHA256())
 @dataclass(frozen=True)
 class Signer:
     """`origin` is the log's name: its submission prefix without scheme (static-ct-api). `key` is on P-256, as RFC 6962
-    section 2.1.4 demands; it may live in a token. Raises LogError."""
+    section 2.1.4 demands; it may live in a token. `witnessed` signs checkpoints besides, for witnesses. Raises LogError."""
 
     origin: str
     key: ec.EllipticCurvePrivateKey
+    witnessed: ed25519.Ed25519PrivateKey | None = None
     log_id: bytes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -40,4 +41,4 @@ class Signer:
 
     def checkpoint(self, head: TreeHead) -> bytes:
         """A tree head as a signed note."""
-        return encode_checkpoint(self.origin, head, self.key.public_key())
+        return encode_checkpoint(self.origin, head, self.key.public_key(), self.witnessed)

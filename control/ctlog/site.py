@@ -3,6 +3,7 @@
     DIR/log.json      origin, shard, where entries and heads are kept, witnesses (written by `stoq ct init`)
     DIR/log.key       the log's key, PEM, 0600; unless log.json names a token's
     DIR/log.pem       its public key, to be given to everybody
+    DIR/ed25519.key   signs checkpoints besides, for witnesses; 0600
     DIR/roots.pem     the roots it takes chains to
     DIR/data/         tiles, checkpoint, issuers         \
     DIR/lock.db       the lock store                      } when they are local
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -40,7 +41,7 @@ from control.ctlog.envelope import Envelope, create_key_file, load_key_file
 from control.ctlog.errors import LogError, Malformed
 from control.ctlog.index import Index
 from control.ctlog.local import LocalStorage, SqliteLock
-from control.ctlog.note import Witness, check_name
+from control.ctlog.note import Witness, check_name, log_vkey
 from control.ctlog.sequencer import Sequencer
 from control.ctlog.signer import Signer
 from control.ctlog.storage import LockStore, Storage
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from control.ctlog.s3 import S3Options
 
 CONFIG, KEY, PUBLIC, ROOTS = "log.json", "log.key", "log.pem", "roots.pem"
+WITNESSED = "ed25519.key"
 SHARD = re.compile(r"(\d{4})(?:h([12]))?")
 
 LoadKey = Callable[[str], ec.EllipticCurvePrivateKey]
@@ -184,9 +186,28 @@ class Site:
 
     def signer(self, load_key: LoadKey | None = None) -> Signer:
         """Raises LogError. `load_key` serves keys that are not files (pkcs11:…)."""
+        origin, witnessed = self.config.origin, self._witnessed()
         if ":" in self.config.key and load_key is not None:
-            return Signer(self.config.origin, load_key(self.config.key))
-        return Signer(self.config.origin, _load_key(self.directory / self.config.key))
+            return Signer(origin, load_key(self.config.key), witnessed)
+        key = read_key(self.directory / self.config.key)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise LogError(f"{self.directory / self.config.key} is no ECDSA key: a log's is on P-256")
+        return Signer(origin, key, witnessed)
+
+    def _witnessed(self) -> ed25519.Ed25519PrivateKey | None:
+        path = self.directory / WITNESSED
+        if not path.exists():
+            return None
+        key = read_key(path)
+        if not isinstance(key, ed25519.Ed25519PrivateKey):
+            raise LogError(f"{path} is no Ed25519 key")
+        return key
+
+    @property
+    def vkey(self) -> str:
+        """What witnesses know the log by; empty without such a key. Raises LogError."""
+        key = self._witnessed()
+        return log_vkey(self.config.origin, key.public_key()) if key is not None else ""
 
     async def storage(self) -> Storage:
         """Where tiles are. Raises LogError."""
@@ -242,16 +263,14 @@ def load_roots(path: Path) -> tuple[x509.Certificate, ...]:
         raise LogError(f"{path} holds no roots (PEM certificates): {error}") from None
 
 
-def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+def read_key(path: Path) -> object:
+    """A private key's PEM file that only its owner may read. Raises LogError."""
     try:
         if path.stat().st_mode & 0o077:
             raise LogError(f"{path} can be read by others: chmod 600 it, and think of whether to change the key")
-        key = load_pem_private_key(path.read_bytes(), None)
+        return load_pem_private_key(path.read_bytes(), None)
     except (OSError, ValueError, TypeError) as error:
-        raise LogError(f"{path} holds no log key: {error}") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise LogError(f"{path} is no ECDSA key: a log's is on P-256")
-    return key
+        raise LogError(f"{path} holds no key: {error}") from None
 
 
 async def create(
@@ -262,10 +281,10 @@ async def create(
     check_name(config.origin)
     Acceptor(roots)
     directory.mkdir(parents=True, exist_ok=True)
+    pkcs8 = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     if ":" not in config.key:
-        key = ec.generate_private_key(ec.SECP256R1())
-        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        write_new(directory / config.key, pem, 0o600)
+        write_new(directory / config.key, ec.generate_private_key(ec.SECP256R1()).private_bytes(*pkcs8), 0o600)
+    write_new(directory / WITNESSED, ed25519.Ed25519PrivateKey.generate().private_bytes(*pkcs8), 0o600)
     write_new(directory / ROOTS, b"".join(one.public_bytes(Encoding.PEM) for one in roots), 0o644)
     write_new(directory / CONFIG, msgspec.json.format(msgspec.json.encode(config)) + b"\n", 0o644)
     site = Site.read(directory)

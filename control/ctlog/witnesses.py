@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from control.ctlog.errors import LogError, Malformed, ProofError
+from control.ctlog.errors import LogError, LogStopped, Malformed, ProofError
 from control.ctlog.log import Log
 from control.ctlog.note import Note, NoteSignature, Witness, decode_note, decode_signature
 
@@ -85,7 +85,7 @@ class Witnesses:
                         raise LogError(f"{answer.status} {text.strip()[:200]}")
                 return self._take(state, note, size, text)
             raise LogError("it names another size each time it is asked")
-        except (LogError, aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (LogError, LogStopped, aiohttp.ClientError, TimeoutError, OSError) as error:
             state.failed += 1
             state.error = str(error) or type(error).__name__
             logger.warning("witness %s: %s", state.witness.name, state.error)

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import msgspec
 
-from control.rpc.errors import CallFailed, RpcError
-from control.rpc.frames import read_frame, write_frame
+from control.rpc.errors import CallFailed, RpcError, StreamEnded
+from control.rpc.frames import decode, read_frame, write_frame
 from control.rpc.messages import ID_BYTES, Answer, Failure, Request
 from dataplane import Connection, StoqError, Stream
 
@@ -43,10 +43,7 @@ class RpcClient:
         if isinstance(answer, Failure):
             known = self._errors.get(answer.kind)
             raise known(answer.text) if known is not None else CallFailed(answer.kind, answer.text)
-        try:
-            return msgspec.msgpack.decode(answer.body, type=kind)
-        except msgspec.MsgspecError as error:
-            raise RpcError(f"the peer's answer is malformed: {error}") from None
+        return decode(answer.body, kind, "the peer's answer")
 
     async def call(
         self, method: str, body: msgspec.Struct, kind: type[S], *, timeout: float = CALL_SECONDS,
@@ -64,5 +61,9 @@ class RpcClient:
         """Answers as they come, until the peer or the connection ends."""
         async with await self._connection.open_stream() as stream:
             self._request(stream, method, body, None)
-            while not stream.at_eof:
-                yield self._open(await read_frame(stream, Answer | Failure), kind)  # type: ignore[arg-type]
+            while True:
+                try:
+                    answer = await read_frame(stream, Answer | Failure)  # type: ignore[arg-type]
+                except StreamEnded:
+                    return
+                yield self._open(answer, kind)

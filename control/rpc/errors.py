@@ -13,6 +13,10 @@ class FrameError(RpcError):
     """A frame that is malformed, too large or cut short."""
 
 
+class StreamEnded(FrameError):
+    """The stream ended where a frame could have begun."""
+
+
 class CallFailed(RpcError):
     """The other side answered with a failure. `kind` is the name of its error, for programs."""
 

@@ -23,7 +23,7 @@ from typing import Any, cast
 import msgspec
 
 from control.rpc.errors import FrameError, RpcError
-from control.rpc.frames import read_frame, write_frame
+from control.rpc.frames import decode, read_frame, write_frame
 from control.rpc.messages import ID_BYTES, VERSION, Answer, Failure, Request
 from dataplane import Connection, StoqError, Stream
 from dataplane.handshake import PeerIdentity
@@ -165,8 +165,6 @@ class RpcServer:
             self._fail(stream, "Busy", str(error))
         except FrameError as error:
             self._fail(stream, "Malformed", str(error))
-        except msgspec.MsgspecError as error:
-            self._fail(stream, "Malformed", f"the request's body is malformed: {error}")
         except StoqError as error:
             if connection.closed or stream.sender.error is not None:
                 raise
@@ -221,7 +219,7 @@ class RpcServer:
         caller = Caller(connection.identity, connection.alpn, str(connection.peer), request.id, request.time)
         if method.permit is not None:
             await method.permit(caller)
-        body = msgspec.msgpack.decode(request.body, type=method.body)
+        body = decode(request.body, method.body, "the request's body")
         if method.call is not None:
             await self._send(stream, await method.call(caller, body))
         return method.follow(caller, body) if method.follow is not None else None

@@ -19,6 +19,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -38,17 +39,17 @@ from control.trustchain.acme_serving import AcmeListener, AcmeOptions
 from control.trustchain.actor import Actor
 from control.trustchain.agent import renew_at
 from control.trustchain.authority import Authority, Issued
-from control.trustchain.bundle import LogRecord, TrustBundle
+from control.trustchain.bundle import BundleError, LogRecord, RequiredRoles, TrustBundle
 from control.trustchain.errors import TrustError
 from control.trustchain.http import authority_application
 from control.trustchain.keys import Passphrase, open_key, spki
 from control.trustchain.logs import EmbeddedLog, RemoteLog
-from control.trustchain.profiles import Names, ProfileName
+from control.trustchain.profiles import CLOCK_SKEW_S, Names, ProfileName
 from control.trustchain.requests import IssueRequest, make_csr
 from control.trustchain.roles import Role
 from control.trustchain.service import AuthorityService, permit_log
 from control.trustchain.submit import LogClient as SubmitTo
-from control.trustchain.trust import TrustMaker
+from control.trustchain.trust import TRUST, TrustMaker
 from control.trustchain.verifier import TrustVerifier, revoked_since
 from dataplane import Address, Config, Datapath
 from dataplane.datapath import FailureCallback
@@ -170,7 +171,7 @@ async def serve(
         stack.push_async_callback(authority.close)
         trust = TrustMaker(authority, records, clock)
         _, credentials = await _own_certificate(authority, options)
-        verifier = TrustVerifier(trust.bundle)
+        verifier = TrustVerifier(_as_we_judge(trust.bundle))
         factory = TlsFactory(
             HandshakeConfig(credentials, alpns=(ALPN_STOQ, ALPN_JOIN), verifier=verifier), clock
         )
@@ -188,6 +189,7 @@ async def serve(
         calls = RpcServer(methods)
         served = Served(authority, trust, datapath, verifier, factory, logs, http, acme, calls)
         trust.on_change(lambda bundle: _on_bundle(served, bundle, clock))
+        trust.guard(lambda rules: _accepts_us(rules, served, options))
         async with _alongside(
             trust.run(),
             calls.serve(datapath.accept_connections()),
@@ -242,9 +244,24 @@ async def _open_http(
     return server
 
 
+def _as_we_judge(bundle: TrustBundle) -> TrustBundle:
+    """What roles nodes demand of each other is not what the authority demands: here each operation has its own rule."""
+    return msgspec.structs.replace(bundle, required_roles=RequiredRoles())
+
+
+def _accepts_us(rules: TrustBundle, served: Served, options: ServerOptions) -> None:
+    credentials = served.factory.config.credentials
+    assert credentials is not None
+    chain = [credentials.certificate, *credentials.chain]
+    when = credentials.certificate.not_valid_before_utc + 2 * datetime.timedelta(seconds=CLOCK_SKEW_S)
+    verdict = TrustVerifier(rules).judge(chain, options.address.ip, when)
+    if not verdict.good:
+        raise BundleError(f"by {TRUST} nodes would refuse this authority, and could not be told better: {verdict.text}")
+
+
 def _on_bundle(served: Served, bundle: TrustBundle, clock: Callable[[], float]) -> None:
     """A new bundle: we judge by it too, and let go of who was revoked."""
-    served.factory.update_trust(bundle.encode())
+    served.factory.update_trust(_as_we_judge(bundle).encode())
     now = datetime.datetime.fromtimestamp(clock(), datetime.UTC)
     for connection in served.datapath.connections:
         for _, abort in revoked_since(served.verifier, [connection.identity], now):

@@ -9,7 +9,8 @@ generation is the second in which it was made, or the next number: so nodes take
 lost, or set back with a backup.
 
 A log with a new key is announced first: name it in trust.json's `logs`, and submit to the former one, too, for as long as
-a certificate lives. A node that has not heard of a log cannot judge the authority, whose own certificate is in it.
+a certificate lives. A node that has not heard of a log cannot judge the authority, whose own certificate is in it. Rules by
+which nodes would refuse the authority itself are not given out (`guard`): nobody could take them back.
 """
 
 from __future__ import annotations
@@ -94,13 +95,16 @@ class TrustMaker:
         self._clock = clock
         self._changed = asyncio.Event()
         self._listeners: list[Callable[[TrustBundle], None]] = []
+        self._guard: Callable[[TrustBundle], None] | None = None
+        self._config: TrustConfig | None = None  # The last that could be used.
         self.followers = 0
         path = authority.directory / BUNDLE
+        first = self._make(0, load_trust_config(authority.directory / TRUST))
         try:
-            self._take(load_bundle(path) if path.exists() else self._make(0))
+            self._take(load_bundle(path) if path.exists() else first)
         except BundleError as error:
             log.error("%s; it is made anew", error)  # Everything in it stands elsewhere.
-            self._take(self._make(0))
+            self._take(first)
         if not self.refresh():
             save_bundle(path, self.bundle)
 
@@ -111,6 +115,15 @@ class TrustMaker:
     def on_change(self, listener: Callable[[TrustBundle], None]) -> None:
         """Is called with each new bundle, before who follows hears of it."""
         self._listeners.append(listener)
+
+    def guard(self, check: Callable[[TrustBundle], None]) -> None:
+        """`check` raises BundleError for rules (a bundle, less what the authority itself has revoked) that must not be
+        given out; those of now are looked at first."""
+        check(self._rules(self.bundle))
+        self._guard = check
+
+    def _rules(self, bundle: TrustBundle) -> TrustBundle:
+        return msgspec.structs.replace(bundle, revocations=self._config.revocations if self._config else ())
 
     def _now(self) -> datetime.datetime:
         return datetime.datetime.fromtimestamp(self._clock(), datetime.UTC)
@@ -133,8 +146,7 @@ class TrustMaker:
             ]
         return tuple(found)
 
-    def _make(self, after: int) -> TrustBundle:
-        config = load_trust_config(self._authority.directory / TRUST)
+    def _make(self, after: int, config: TrustConfig) -> TrustBundle:
         now = self._now()
         own = {one.key for one in self._own_logs}
         logs = (*self._own_logs, *(one for one in config.logs if one.key not in own))
@@ -154,15 +166,28 @@ class TrustMaker:
         )
 
     def refresh(self) -> bool:
-        """Make the bundle anew if it would say something else, or is half way to its end. Raises CaError,
+        """Make the bundle anew if it would say something else, or is half way to its end. When trust.json cannot be used
+        the bundle is made by the last that could, so that revocations go out all the same; then raises CaError or
         BundleError."""
+        good = self._config
+        try:
+            self._config = load_trust_config(self._authority.directory / TRUST)
+            return self._renew(self._config)
+        except TrustError:
+            self._config = good
+            if good is not None:
+                self._renew(good)
+            raise
+
+    def _renew(self, config: TrustConfig) -> bool:
         old = self.bundle
-        new = self._make(old.generation)
-        same = msgspec.structs.replace(
-            new, generation=old.generation, issued_at=old.issued_at, valid_until=old.valid_until
-        )
-        if same == old and self._now() < old.issued_at + (old.valid_until - old.issued_at) / 2:
+        new = self._make(old.generation, config)
+        life = old.valid_until - old.issued_at
+        same = msgspec.structs.replace(new, generation=old.generation, issued_at=old.issued_at, valid_until=old.valid_until)
+        if same == old and new.valid_until - new.issued_at == life and self._now() < old.issued_at + life / 2:
             return False
+        if self._guard is not None:
+            self._guard(self._rules(new))
         save_bundle(self._authority.directory / BUNDLE, new)
         self._take(new)
         for listener in self._listeners:
