@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeRemainingColumn,
@@ -79,6 +80,17 @@ class Output:
             BarColumn(bar_width=None),
             DownloadColumn(binary_units=True),
             TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=self.json_lines,
+        )
+
+    def counting(self) -> Progress:
+        """A progress bar in numbers of things; silent with --json or when nobody watches."""
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
             TimeRemainingColumn(),
             console=self.console,
             disable=self.json_lines,

@@ -247,7 +247,7 @@ async def _fsck(output: Output, directory: Path, repair: bool) -> None:
         stack.push_async_callback(lock.close)
         index = site.index()
         stack.push_async_callback(index.close)
-        with output.progress() as bars:
+        with output.counting() as bars:
             task = bars.add_task("entries", total=None)
             report = await fsck.check(
                 site.config.origin, key, storage, lock=lock, index=index, repair=repair,
