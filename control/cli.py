@@ -10,10 +10,34 @@ import click
 
 from control import devcerts
 from control.console import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Output, exit_code
+from control.lazy import Lazy
 from dataplane.errors import StoqError
 
+COMMANDS = {
+    "serve": "control.node:serve_command",
+    "receive": "control.node:receive_command",
+    "send": "control.node:send_command",
+    "run": "control.run:run_command",
+    "status": "control.status:status_command",
+    "capture": "control.capture:capture_command",
+    "block": "control.blocks:block_command",
+    "unblock": "control.blocks:unblock_command",
+    "blocks": "control.blocks:blocks_command",
+    "hq": "control.hq:hq_group",
+    "perf": "control.perf:perf_group",
+    "bench": "control.bench.commands:bench_group",
+    "doctor": "control.doctor.command:doctor_command",
+    "ca": "control.trustchain.ca_commands:ca_group",
+    "ct": "control.ctlog.commands:ct_group",
+    "join": "control.trustchain.serve_command:join_command",
+    "member": "control.trustchain.member_command:member_command",
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(cls=Lazy, commands_at=COMMANDS, context_settings=SETTINGS)
 @click.option("--json", "json_lines", is_flag=True, help="One JSON object a line on standard output.")
 @click.option("-v", "--verbose", count=True, help="Log to standard error; twice: in detail.")
 @click.pass_context
@@ -64,53 +88,17 @@ def dev_certs_command(
     output.event("written", "\n".join(str(path) for path in files), files=[str(path) for path in files])
 
 
-def _add_commands() -> None:
-    """Commands that need the compiled data plane; without it dev-certs and help still work."""
-    from control import blocks, capture, hq, node, perf, run, status
-    from control.bench.commands import bench_group
-    from control.ctlog.commands import ct_group
-    from control.doctor.command import doctor_command
-    from control.trustchain.ca_commands import ca_group
-    from control.trustchain.member_command import member_command
-    from control.trustchain.remote import remote_group
-    from control.trustchain.serve_command import acme_key_command, join_command, serve_command
-
-    ca_group.add_command(serve_command)
-    ca_group.add_command(acme_key_command)
-    ca_group.add_command(remote_group)
-    for command in (
-        ca_group,
-        ct_group,
-        join_command,
-        member_command,
-        node.serve_command,
-        node.receive_command,
-        node.send_command,
-        run.run_command,
-        status.status_command,
-        capture.capture_command,
-        blocks.block_command,
-        blocks.unblock_command,
-        blocks.blocks_command,
-        hq.hq_group,
-        perf.perf_group,
-        bench_group,
-        doctor_command,
-    ):
-        cli.add_command(command)
-
-
 def main() -> None:
     """Entry point: exit codes as in control.console."""
     json_lines = "--json" in sys.argv[1:]
     output = Output(json_lines=json_lines)
     try:
-        _add_commands()
+        cli.main(standalone_mode=False)
     except ImportError as error:
+        if "_stoq" not in str(error) and "dataplane" not in str(error):
+            raise
         output.error(f"the data plane is not built ({error}): run `make build`")
         sys.exit(EXIT_FAILED)
-    try:
-        cli.main(standalone_mode=False)
     except click.ClickException as error:
         output.error(error.format_message())
         sys.exit(EXIT_USAGE)

@@ -23,6 +23,7 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from control.handshake.verify import subject_of
 from control.trustchain import store as records
 from control.trustchain.actor import Actor
 from control.trustchain.audit import (
@@ -294,8 +295,9 @@ class Authority:
     # Revoking.
 
     async def revoke(self, which: str, reason: str, actor: Actor) -> RevocationEvent:
-        """Revoke the certificate with this serial number, fingerprint (hexadecimal) or subject (its newest). Raises
-        TrustError."""
+        """Revoke the certificate with this serial number, fingerprint (hexadecimal) or subject (its newest), and unless it
+        was only superseded all others of its line of renewals that have not ended: a node that is not trusted any more
+        is not trusted by its older certificate either. The event of the one named. Raises TrustError."""
         row = self._find_quietly(which)
         own = row is not None and actor.fingerprint == row.fingerprint
         operation = Operation.REVOKE_OWN if own else Operation.REVOKE
@@ -306,20 +308,24 @@ class Authority:
 
         found = await self._checked(operation, actor, which, look)
         now = max(self._clock(), self._journal.time)
-        number = await self._change(
-            operation,
-            actor,
-            said(found),
-            reason,
-            lambda db: records.set_revoked(db, found.serial, now, reason),
-            checked=True,
-        )
-        self._crls.pop(found.issuer, None)
-        event = self._event(
-            msgspec.structs.replace(found, revoked_at=now, reason=reason, revocation=number)
-        )
-        self._subscribers.push(event)
-        return event
+
+        def change(db: sqlite3.Connection) -> list[Row]:
+            rows = [found]
+            if reason != "superseded":
+                rows += records.live_of_line(db, found.lineage, now, other_than=found.serial)
+            return [
+                msgspec.structs.replace(
+                    one, revoked_at=now, reason=reason, revocation=records.set_revoked(db, one.serial, now, reason)
+                )
+                for one in rows
+            ]
+
+        revoked = await self._change(operation, actor, said(found), reason, change, checked=True)
+        events = [self._event(one) for one in revoked]
+        for one, event in zip(revoked, events, strict=True):
+            self._crls.pop(one.issuer, None)
+            self._subscribers.push(event)
+        return events[0]
 
     def _event(self, row: Row) -> RevocationEvent:
         return event_of(row, spki_sha256(self._issuers[row.issuer].certificate))
@@ -508,6 +514,29 @@ class Authority:
             )
         record = AuditRecord(str(actor), Operation.REVOKE_INTERMEDIATE, Decision.DONE, subject, reason)
         await self._journal.commit([record])
+        for event in self.revoked_intermediates():
+            self._subscribers.push(event)
+
+    def revoked_intermediates(self) -> list[RevocationEvent]:
+        """Those on the root's CRL. Their number is 0: they are counted there, not here."""
+        root_key_hash = spki_sha256(self.root)
+        found = []
+        for one in self.config.intermediates:
+            if one.revoked_at:
+                issuer = self._issuers[one.number].certificate
+                event = RevocationEvent(
+                    number=0,
+                    serial=issuer.serial_number,
+                    fingerprint=fingerprint(issuer.public_bytes(Encoding.DER)),
+                    spki=spki_sha256(issuer),
+                    issuer_key_hash=root_key_hash,
+                    subject=subject_of(issuer),
+                    reason=one.reason,
+                    revoked_at=one.revoked_at,
+                    not_after=int(issuer.not_valid_after_utc.timestamp()),
+                )
+                found.append(event)
+        return found
 
 
 __all__ = ["Authority", "Issued", "LogClient", "Status"]

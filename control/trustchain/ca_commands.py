@@ -20,6 +20,7 @@ from rich.table import Table
 
 from control.blocks import Duration
 from control.console import Output, run_async
+from control.lazy import Lazy
 from control.trustchain import directory as ca_directory
 from control.trustchain.actor import Actor
 from control.trustchain.audit import AuditReport, read_audit, utc, verify_audit
@@ -41,7 +42,15 @@ LEAVES = [name.value for name in ProfileName if name not in (ProfileName.ROOT, P
 ROOT_PASSPHRASE_VARIABLE = "STOQ_CA_ROOT_PASSPHRASE"
 
 
-@click.group("ca")
+@click.group(
+    "ca",
+    cls=Lazy,
+    commands_at={
+        "serve": "control.trustchain.serve_command:serve_command",
+        "acme-key": "control.trustchain.serve_command:acme_key_command",
+        "remote": "control.trustchain.remote:remote_group",
+    },
+)
 def ca_group() -> None:
     """TrustChain: the certificate authority."""
 

@@ -43,6 +43,7 @@ CREATE INDEX IF NOT EXISTS certificate_subject ON certificates (subject);
 CREATE INDEX IF NOT EXISTS certificate_expiry ON certificates (not_after);
 CREATE INDEX IF NOT EXISTS certificate_unfinished ON certificates (state) WHERE state = 'precertificate';
 CREATE UNIQUE INDEX IF NOT EXISTS revocation_number ON certificates (revocation) WHERE revocation IS NOT NULL;
+CREATE INDEX IF NOT EXISTS certificate_lineage ON certificates (lineage);
 CREATE INDEX IF NOT EXISTS revoked_lineage ON certificates (lineage) WHERE revocation IS NOT NULL;
 CREATE INDEX IF NOT EXISTS revoked_key ON certificates (spki) WHERE revocation IS NOT NULL;
 CREATE TABLE IF NOT EXISTS tokens (
@@ -426,6 +427,14 @@ def set_revoked(db: sqlite3.Connection, serial: bytes, now: float, reason: str) 
         (now, reason, number, serial),
     )
     return number
+
+
+def live_of_line(db: sqlite3.Connection, lineage: bytes, now: float, *, other_than: bytes) -> list[Row]:
+    """The certificates of a line of renewals that are neither ended nor revoked, but for one."""
+    sql = f"SELECT {_ROW_SQL} FROM certificates WHERE lineage = ? AND revocation IS NULL AND not_after >= ? AND serial != ?"
+    cursor = db.cursor()
+    cursor.row_factory = sqlite3.Row
+    return [_row(found) for found in cursor.execute(sql, (lineage, now, other_than))]
 
 
 def see_request(db: sqlite3.Connection, request_id: bytes, now: float, expires: float, limits: Limits) -> None:

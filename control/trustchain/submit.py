@@ -46,7 +46,7 @@ class LogPolicy:
 
     min_scts: int = 1
     timeout_s: float = 10.0
-    linger_s: float = 0.25
+    linger_s: float = 1.0
     rest_s: float = 15.0
     allow_unlogged: bool = False
 

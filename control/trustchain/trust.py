@@ -131,20 +131,20 @@ class TrustMaker:
     def _revocations(self) -> tuple[RevocationRecord, ...]:
         """Those that still matter: of certificates that have not ended."""
         earliest, after = self._clock() - CRL_GRACE_S, 0
-        found: list[RevocationRecord] = []
+        events = self._authority.revoked_intermediates()
         while page := self._authority.revocations(after):
             after = page[-1].number
-            found += [
-                RevocationRecord(
-                    at=datetime.datetime.fromtimestamp(one.revoked_at, datetime.UTC),
-                    reason=one.reason,
-                    issuer_key_hash=one.issuer_key_hash,
-                    serial=f"{one.serial:x}",
-                )
-                for one in page
-                if one.not_after > earliest
-            ]
-        return tuple(found)
+            events += page
+        return tuple(
+            RevocationRecord(
+                at=datetime.datetime.fromtimestamp(one.revoked_at, datetime.UTC),
+                reason=one.reason,
+                issuer_key_hash=one.issuer_key_hash,
+                serial=f"{one.serial:x}",
+            )
+            for one in events
+            if one.not_after > earliest
+        )
 
     def _make(self, after: int, config: TrustConfig) -> TrustBundle:
         now = self._now()

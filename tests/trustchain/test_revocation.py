@@ -14,6 +14,8 @@ from cryptography.x509 import ocsp
 from control.trustchain.authority import Authority, Issued
 from control.trustchain.directory import load_root_key
 from control.trustchain.errors import BadRequest, NotFound
+from control.trustchain.keys import generate, spki_sha256
+from control.trustchain.requests import RenewRequest, make_csr
 from control.trustchain.revocation import REASONS
 from tests.trustchain.conftest import ADMIN, Ca, openssl
 
@@ -202,3 +204,43 @@ def test_reasons_are_those_of_the_rfc() -> None:
         "cessationOfOperation",
         "privilegeWithdrawn",
     }
+
+
+@pytest.mark.parametrize("reason", ["keyCompromise", "unspecified", "superseded"])
+def test_a_line_of_renewals_is_revoked_together(ca: Ca, reason: str) -> None:
+    """The certificate before the newest is as good as it until it ends; who is not trusted any more must not have it."""
+    (first,) = _issue(ca, "a.stoq.example")
+
+    async def main(authority: Authority) -> None:
+        request = RenewRequest(make_csr(generate()), first.row.fingerprint)
+        second = await authority.renew(request, ADMIN)
+        other = await authority.issue(ca.request("b.stoq.example"), ADMIN)
+        with authority.subscribe() as events:
+            await authority.revoke("a.stoq.example", reason, ADMIN)
+            told = [await anext(events)]
+            if reason != "superseded":
+                told.append(await anext(events))
+        assert told[0].fingerprint == second.row.fingerprint
+        revoked = {event.serial for event in authority.revocations()}
+        both = {first.certificate.serial_number, second.certificate.serial_number}
+        assert revoked == (both if reason != "superseded" else {second.certificate.serial_number})
+        assert other.certificate.serial_number not in revoked
+        listed = {one.serial_number for one in x509.load_der_x509_crl((await authority.crl()).der)}
+        assert listed == revoked
+
+    ca.run(main)
+
+
+def test_a_revoked_intermediate_is_told(ca: Ca) -> None:
+    async def main(authority: Authority) -> None:
+        assert authority.revoked_intermediates() == []
+        root_key = load_root_key(ca.directory, authority.config, None)
+        old = authority.issuer.certificate
+        await authority.rotate_intermediate(root_key, ADMIN)
+        with authority.subscribe() as events:
+            await authority.revoke_intermediate(1, "cACompromise", root_key, ADMIN)
+            event = await anext(events)
+        assert event.serial == old.serial_number and event.issuer_key_hash == spki_sha256(authority.root)
+        assert authority.revoked_intermediates() == [event] and authority.revocations() == []
+
+    ca.run(main)
