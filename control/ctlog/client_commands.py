@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from control.console import Output, run_async
 from control.ctlog import merkle
+from control.ctlog.alerts import check_evidence, read_evidence
 from control.ctlog.client import HttpCarrier, LogClient
 from control.ctlog.errors import LogError, Malformed, NotFound, ProofError
 from control.ctlog.note import TreeHead
@@ -25,7 +26,7 @@ from control.ctlog.precert import (
     precertificate_entry,
 )
 from control.ctlog.site import load_log_key
-from control.ctlog.structs import Sct, SignedEntry, decode_sct, key_id, leaf_bytes, verify_sct
+from control.ctlog.structs import LogKey, Sct, SignedEntry, decode_sct, key_id, leaf_bytes, verify_sct
 from control.options import FILE
 
 
@@ -196,10 +197,12 @@ def check_bundle(bundle: ProofBundle, key: Any) -> None:
 async def _verify(output: Output, files: tuple[Path, ...], keys: tuple[str, ...]) -> None:
     known = {key_id(key): key for key in map(load_log_key, keys)}
     if files[0].suffix == ".json":
+        data = files[0].read_bytes()
         try:
-            bundle = msgspec.json.decode(files[0].read_bytes(), type=ProofBundle)
-        except (OSError, msgspec.MsgspecError) as error:
-            raise LogError(f"{files[0]} is no proof of `stoq ct prove --out`: {error}") from None
+            bundle = msgspec.json.decode(data, type=ProofBundle)
+        except msgspec.MsgspecError as error:
+            _verify_evidence(output, files[0], data, known, str(error))
+            return
         if bundle.log_id not in known:
             raise ProofError(f"the proof is of log {bundle.log_id.hex()[:16]}, whose key was not given")
         check_bundle(bundle, known[bundle.log_id])
@@ -225,10 +228,32 @@ async def _verify(output: Output, files: tuple[Path, ...], keys: tuple[str, ...]
         raise ProofError("no SCT is of a log whose key was given")
 
 
+def _verify_evidence(output: Output, path: Path, data: bytes, known: dict[bytes, LogKey], problem: str) -> None:
+    """What a monitor kept. Raises ProofError when it does not show that the log misbehaved."""
+    try:
+        evidence = read_evidence(data)
+    except Malformed as error:
+        raise LogError(f"{path} is no proof of `stoq ct prove --out` ({problem}), and {error}") from None
+    if evidence.log_id not in known:
+        raise ProofError(f"the evidence is of log {evidence.log_id.hex()[:16]}, whose key was not given")
+    judgement = check_evidence(evidence, known[evidence.log_id])
+    output.event(
+        "evidence",
+        f"{evidence.alert}: {judgement.text}",
+        alert=evidence.alert.value,
+        proves=judgement.proves,
+        log_id=evidence.log_id.hex(),
+        what=judgement.text,
+    )
+    if not judgement.proves:
+        raise ProofError("this does not prove to others that the log misbehaved")
+
+
 @click.command("verify")
 @click.argument("files", metavar="FILE…", nargs=-1, required=True, type=FILE)
 @click.option("--log-key", "keys", multiple=True, required=True, metavar="PEM|BASE64", help="Of a log; repeatable.")
 @click.pass_obj
 def verify_command(output: Output, /, files: tuple[Path, ...], keys: tuple[str, ...]) -> None:
-    """Check, without any log, the SCTs in a certificate (PEM, with its chain) or a proof that was kept (.json)."""
+    """Check, without any log, the SCTs in a certificate (PEM, with its chain), or a proof or a monitor's evidence that was
+    kept (.json)."""
     raise SystemExit(run_async(output, _verify(output, files, keys)))

@@ -32,6 +32,7 @@ from control.ctlog.site import (
     load_roots,
     shard_window,
 )
+from control.ctlog.watch_command import watch_command
 from control.options import FILE
 from dataplane import Address, parse_address
 
@@ -47,6 +48,7 @@ def ct_group() -> None:
 ct_group.add_command(submit_command)
 ct_group.add_command(prove_command)
 ct_group.add_command(verify_command)
+ct_group.add_command(watch_command)
 
 
 def _load_key(directory: Path) -> Any:
