@@ -233,6 +233,7 @@ soak: build ## two nodes over AF_XDP for T seconds of random traffic; nothing ma
 peers: build ## the strangers that interoperability is tested with
 	@$(PY) -m tests.peers.install
 	@$(PY) -m tests.ctlog.anchor.anvil
+	@$(PY) -m tests.peers_ct.install
 
 interop: peers ## strangers, both directions: writes docs/INTEROP.md
 	@$(PY) -m tests.interop.run --table docs/INTEROP.md

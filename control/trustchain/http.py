@@ -7,6 +7,7 @@ import base64
 import binascii
 
 from aiohttp import web
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from control.trustchain.authority import Authority
@@ -41,9 +42,11 @@ def authority_application(authority: Authority, trust: TrustMaker) -> web.Applic
 
     async def root_crl(request: web.Request) -> web.Response:
         try:
-            return answer(authority.root_crl(), "application/x-pem-file")
-        except NotFound as error:
+            # DER, as RFC 5280 section 4.2.1.13 wants of what a certificate names as http://…
+            der = x509.load_pem_x509_crl(authority.root_crl()).public_bytes(Encoding.DER)
+        except (NotFound, ValueError) as error:
             raise web.HTTPNotFound(text=f"{error}\n") from None
+        return answer(der, "application/pkix-crl")
 
     async def root(request: web.Request) -> web.Response:
         return answer(authority.root.public_bytes(Encoding.PEM), "application/x-pem-file")

@@ -206,9 +206,9 @@ def test_the_index_is_made_again(tmp_path: Path, damage: str) -> None:
             if damage in ("short", "wrong"):
                 opened = Index(path)
                 if damage == "short":
-                    opened._database.execute("DELETE FROM leaves WHERE idx = 77")
+                    opened._writer.execute("DELETE FROM leaves WHERE idx = 77")
                 else:
-                    opened._database.execute("UPDATE submissions SET idx = 5000 WHERE idx = 77")
+                    opened._writer.execute("UPDATE submissions SET idx = 5000 WHERE idx = 77")
                 await opened.close()
             elif damage == "lost":
                 path.unlink()

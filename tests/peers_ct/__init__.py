@@ -1,0 +1,1 @@
+"""Strangers to the Certificate Transparency log: Go programs, pinned."""
