@@ -297,18 +297,13 @@ class Examiner:
             looked = self._look_always or self._hint(submitted) is not None
             what = self.names.touched(certificate) if looked else None
             mismatch = self._mismatch(entry, certificate, extra.chain)
+            if what is not None and not self._expected(entry, submitted, certificate, extra.chain):
+                text = _describe(index, entry, submitted, certificate, what)
+                found.append(Finding(Alert.UNEXPECTED_CERTIFICATE, text))
         except (*PARSE_ERRORS, Malformed) as error:
             return found + self._malformed(index, submitted, str(error) or type(error).__name__)
         if mismatch:
             found.append(Finding(Alert.LEAF_MISMATCH, f"entry {index}: {mismatch}"))
-        if what is not None and not self._expected(entry, submitted, certificate, extra.chain):
-            kind = "precertificate" if entry.kind is EntryType.PRECERT else "certificate"
-            issuer = certificate.issuer.rfc4514_string()[:200]
-            text = (
-                f"entry {index} is a {kind} for {what} that nobody announced: serial {certificate.serial_number:x}, "
-                f"by {issuer or 'nobody named'}, SHA-256 {hashlib.sha256(submitted).hexdigest()}"
-            )
-            found.append(Finding(Alert.UNEXPECTED_CERTIFICATE, text))
         return found
 
     def _malformed(self, index: int, data: bytes, why: str) -> list[Finding]:
@@ -375,6 +370,15 @@ class Examiner:
             return issuer.key_hash in expected.issuers
         except PARSE_ERRORS:
             return False
+
+
+def _describe(index: int, entry: SignedEntry, submitted: bytes, certificate: x509.Certificate, what: str) -> str:
+    kind = "precertificate" if entry.kind is EntryType.PRECERT else "certificate"
+    issuer = certificate.issuer.rfc4514_string()[:200] or "nobody named"
+    return (
+        f"entry {index} is a {kind} for {what} that nobody announced: serial {certificate.serial_number:x}, by {issuer}, "
+        f"SHA-256 {hashlib.sha256(submitted).hexdigest()}"
+    )
 
 
 POISON_EXTENSION = bytes.fromhex("3013") + POISON_DER + bytes.fromhex("0101ff04020500")  # Critical, NULL: RFC 6962.

@@ -52,10 +52,15 @@ def _common_name(name: x509.Name) -> str:
 
 
 def subject_of(certificate: x509.Certificate) -> str:
-    """The certificate's common name, or its whole subject; never raises."""
+    """The certificate's common name, or its whole subject, or the first name it is for; never raises."""
     try:
+        if not list(certificate.subject):
+            names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            return next((str(one.value) for one in names if isinstance(one, x509.DNSName | x509.IPAddress)), "(no name)")
         return _common_name(certificate.subject)
-    except ValueError:
+    except x509.ExtensionNotFound:
+        return "(no name)"
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         return "(unreadable subject)"
 
 

@@ -75,14 +75,17 @@ def _time(seconds: int) -> datetime.datetime:
 
 def _name(common_name: str, organization: str) -> x509.Name:
     attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization)] if organization else []
-    return x509.Name([*attributes, x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    if ":" not in common_name:  # An address is no common name: some clients read that as a DNS name.
+        attributes.append(x509.NameAttribute(NameOID.COMMON_NAME, common_name))
+    return x509.Name(attributes)
 
 
 def leaf_builder(leaf: Leaf, issuer: Issuer, places: Places) -> x509.CertificateBuilder:
     """Everything but the last extension."""
+    subject = _name(leaf.subject, leaf.organization)
     builder = (
         x509.CertificateBuilder()
-        .subject_name(_name(leaf.subject, leaf.organization))
+        .subject_name(subject)
         .issuer_name(issuer.certificate.subject)
         .public_key(leaf.key)
         .serial_number(leaf.serial)
@@ -97,7 +100,7 @@ def leaf_builder(leaf: Leaf, issuer: Issuer, places: Places) -> x509.Certificate
         .add_extension(issuer.authority_key_id, critical=False)
     )
     if len(leaf.names):
-        builder = builder.add_extension(leaf.names.extension(), critical=False)
+        builder = builder.add_extension(leaf.names.extension(), critical=not list(subject))  # RFC 5280 section 4.2.1.6.
     if leaf.roles:
         builder = builder.add_extension(roles_extension(leaf.roles), critical=False)
     return _with_places(builder, places)
