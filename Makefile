@@ -239,9 +239,9 @@ interop: peers ## strangers, both directions: writes docs/INTEROP.md
 	@$(PY) -m tests.interop.run --table docs/INTEROP.md
 	@$(PY) -m tests.interop.run --backend afxdp --table docs/INTEROP.md
 
-bench: build ## throughput, handshakes, latency, packets beside their yardsticks
+bench: build ## throughput, handshakes, latency, packets, a log, an authority beside their yardsticks
 	@$(MAKE) -j$(JOBS) $(BENCH_BINS)
-	@for what in throughput handshake latency packets; do $(VENV)/bin/stoq bench $$what; done
+	@for what in throughput handshake latency packets "ct --seaweedfs" ca; do $(VENV)/bin/stoq bench $$what; done
 
 bench-peers: build ## beside quic-go, quinn, s2n-quic, aiopquic, aioquic, qh3: builds their programs, then measures (as root)
 	@$(PY) -m tests.peers.perf_install

@@ -33,6 +33,7 @@ from control.ctlog.site import (
     shard_window,
 )
 from control.ctlog.watch_command import watch_command
+from control.lazy import Lazy
 from control.options import FILE
 from dataplane import Address, parse_address
 
@@ -40,7 +41,7 @@ HTTP_PORT = 8462
 MMD_SECONDS = 60  # Nothing is promised before it is in the tree; lists want a number.
 
 
-@click.group("ct")
+@click.group("ct", cls=Lazy, commands_at={"anchor": "control.ctlog.anchor_commands:anchor_group"})
 def ct_group() -> None:
     """Certificate Transparency: a log, and what its users need of any log."""
 

@@ -4,15 +4,20 @@ opened by `OpenLog`, which is what `stoq ct serve` and `stoq ca serve` use."""
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from control.cli import cli
 from control.ctlog import merkle
 from control.ctlog.anchor.admin import Admin
 from control.ctlog.anchor.chain import Chain
@@ -137,3 +142,52 @@ def test_heads_on_a_chain_tell_an_old_backup(
                 pass
 
     asyncio.run(main())
+
+
+def _stoq(*arguments: object) -> dict[str, Any]:
+    """The last event of a command that succeeds. In this process: the chain's libraries take a second to import."""
+    done = CliRunner().invoke(cli, ["--json", *map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_the_contract_by_commands(tmp_path: Path, chain: anvil.Anvil) -> None:
+    """Deployed, used by a log, proved and verified, as an operator and a third party do it; a wrong root is refused."""
+    owner, account = tmp_path / "owner.key", tmp_path / "account.key"
+    for path, key in ((owner, OWNER.key), (account, PUBLISHER.key)):
+        path.write_text(key.hex())
+        path.chmod(0o600)
+    ca = Ca()
+    (tmp_path / "roots.pem").write_bytes(ca.root.certificate.public_bytes(Encoding.PEM))
+    chain.ask("evm_setAutomine", True)
+    where = ["--rpc", chain.url, "--chain", anvil.CHAIN_ID]
+    contract = _stoq("ct", "anchor", "deploy", *where, "--account", owner)["contract"]
+    log = tmp_path / "log"
+    made = _stoq(
+        "ct", "init", log, "--origin", "log.example/c", "--roots", tmp_path / "roots.pem", "--anchor-rpc", chain.url,
+        "--anchor-chain", anvil.CHAIN_ID, "--anchor-contract", contract, "--anchor-every", 1,
+    )  # fmt: skip
+    shutil.copy(account, log / "account.key")
+    where += ["--contract", contract, "--log-key", made["public_key"]]
+    _stoq("ct", "anchor", "publisher", *where, "--account", owner, PUBLISHER.address)
+    chain.ask("evm_setAutomine", False)
+
+    async def main() -> bytes:
+        site = Site.read(log)
+        assert site.config.anchor is not None
+        anchored = msgspec.structs.replace(site.config.anchor, poll_seconds=0.05)
+        site = replace(site, config=msgspec.structs.replace(site.config, anchor=anchored))
+        async with (opened := OpenLog(site, time.time)) as running:
+            await _grow(running, ca, 7)
+            await _final(opened.anchor, chain, 7)
+            return running.head.root
+
+    root = asyncio.run(main())
+    shown = _stoq("ct", "anchor", "show", *where)
+    assert (shown["size"], shown["root"]) == (7, root.hex())
+    proof = tmp_path / "proof.json"
+    _stoq("ct", "anchor", "prove", *where, "-o", proof)
+    assert _stoq("ct", "anchor", "verify", *where, proof, "--size", 7, "--root", root.hex())["size"] == 7
+    other = ["ct", "anchor", "verify", *map(str, where), str(proof), "--size", "7", "--root", "00" * 32]
+    done = CliRunner().invoke(cli, other)
+    assert done.exit_code == 1 and "entries and root" in done.output
