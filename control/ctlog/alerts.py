@@ -5,7 +5,11 @@ Not all evidence can convince a third party: a head is signed, what get-entries 
 
     two-roots, rolled-back    two signed heads that no append-only tree has
     bad-consistency-proof     two signed heads, and hashes that lead to the later one and to another earlier one
-    promise-broken            an SCT, and a head signed after the maximum merge delay: the log has to show the entry
+    malformed-entry           a leaf that is no MerkleTreeLeaf, and the path from it to a signed root
+
+Some puts the log in somebody's debt, which only asking it can show to be unpaid: an SCT, and a head signed after the
+maximum merge delay, are had of honest logs too (promise-broken). The rest says what a monitor was told; where there is a path
+from the entry to a signed root, it shows at least that the log has the entry: enough to hold against who issued it.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ class Alert(StrEnum):
     UNEXPECTED_CERTIFICATE = "unexpected-certificate"  # For a watched name, and nobody announced it.
     MALFORMED_ENTRY = "malformed-entry"  # A leaf or a certificate that cannot be parsed.
     LEAF_MISMATCH = "leaf-mismatch"  # The leaf is not what is logged of the certificate beside it.
+    OUTSIDE_WINDOW = "outside-window"  # A certificate that ends outside the log's shard.
     BAD_SIGNATURE = "bad-signature"  # A tree head that the log's key did not sign.
     TWO_ROOTS = "two-roots"  # Two roots of one size.
     ROLLED_BACK = "rolled-back"  # A later head of a smaller tree, or a larger tree at no later time.
@@ -80,6 +85,7 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     left: bytes = b""  # The root of the smaller size's leaves in the larger tree, where the proof leaves it out.
     index: int | None = None
     leaf: bytes = b""  # Of the entry: its MerkleTreeLeaf …
+    path: tuple[bytes, ...] = ()  # … the hashes from it to the root of the last head, if the log gave them …
     submitted: bytes = b""  # … what was submitted, DER …
     chain: tuple[bytes, ...] = ()  # … and its chain, DER.
     sct: bytes = b""  # The promise that was not kept, for `leaf`.
@@ -89,10 +95,12 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What evidence shows. `proves`: anybody who has the log's key has to agree that it misbehaved."""
+    """What evidence shows. `proves`: anybody who has the log's key has to agree that it misbehaved. `owes`: the leaf hash
+    that the log has to prove to be below the last head, or else it misbehaved."""
 
     proves: bool
     text: str
+    owes: bytes = b""
 
 
 def contradiction(one: TreeHead, other: TreeHead) -> tuple[Alert, str] | None:
@@ -180,6 +188,8 @@ def check_evidence(evidence: Evidence, key: LogKey) -> Judgement:
         return Judgement(True, f"the tree of {sizes[1]} that it signed does not go on the tree of {sizes[0]} that it signed")
     if evidence.alert is Alert.PROMISE_BROKEN:
         return _broken_promise(evidence, heads, key)
+    if heads and evidence.leaf and evidence.index is not None and (evidence.path or heads[-1].size == 1):
+        return _logged(evidence, evidence.index, heads[-1])
     return Judgement(False, "signatures hold, but only who asked the log knows what it answered")
 
 
@@ -191,8 +201,19 @@ def _broken_promise(evidence: Evidence, heads: Sequence[TreeHead], key: LogKey) 
     verify_sct(sct, entry, key)
     if not heads or heads[-1].timestamp < sct.timestamp + evidence.mmd * 1000:
         return Judgement(False, "the log signed no head yet that must have what it promised")
-    text = f"the log promised the entry {merkle.leaf_hash(evidence.leaf).hex()} and must show it below its head"
-    return Judgement(True, f"{text} of size {heads[-1].size}")
+    owed = merkle.leaf_hash(evidence.leaf)
+    text = f"the log promised the entry {owed.hex()}: ask it for the proof that the tree of {heads[-1].size} has it, which it owes"
+    return Judgement(False, text, owed)
+
+
+def _logged(evidence: Evidence, index: int, head: TreeHead) -> Judgement:
+    merkle.verify_inclusion(index, head.size, merkle.leaf_hash(evidence.leaf), evidence.path, head.root)
+    text = f"entry {index} of the tree of {head.size} that the log signed is this one"
+    try:
+        decode_leaf(evidence.leaf)
+    except Malformed as error:
+        return Judgement(True, f"{text}, which RFC 6962 does not know: {error}")
+    return Judgement(False, text)
 
 
 def read_evidence(data: bytes) -> Evidence:

@@ -30,7 +30,7 @@ from control.ctlog.errors import LogError, Malformed, NotFound, ProofError, Refu
 from control.ctlog.note import TreeHead
 from control.ctlog.structs import LogKey, key_id, leaf_bytes, verify_sct
 from control.ctlog.tiles import TILE_HEIGHT, TILE_WIDTH, Tree
-from control.ctlog.watched import Examiner, Extra, Promise
+from control.ctlog.watched import Examiner, Extra, Finding, Promise
 
 MAX_STATE_BYTES = 1 << 20
 REMEMBERED = 4096  # Findings that are not told again.
@@ -46,6 +46,7 @@ class Options:
     clock_skew: float = 300.0
     tolerance: float = 0.0
     ahead: int = 3  # Pages that are fetched while one is looked at.
+    paths: int = 256  # Entries, in one look, whose path to the root is asked for to stand in the evidence.
     save_every: int = 65536
 
 
@@ -62,8 +63,11 @@ class Source(Protocol):
     async def head(self) -> TreeHead:
         """The newest head; its signature is checked by the monitor. May raise ProofError."""
 
-    async def consistency(self, old: int, new: int) -> list[bytes] | None:
-        """The proof; None: this kind of log gives none, its entries have to show it."""
+    async def consistency(self, old: int, new: int) -> list[bytes]:
+        """The proof that the tree of `new` goes on that of `old`."""
+
+    async def inclusion(self, index: int, size: int) -> list[bytes]:
+        """The path from an entry to the root of the tree of `size`."""
 
     async def left(self, old: int, new: int) -> bytes:
         """The root of the first `old` leaves in the tree of `new`, of which `old` is a power of two; empty: unknown."""
@@ -196,6 +200,7 @@ class Monitor:
         self._standing: set[Alert] = set()  # Of the poll before: not told again.
         self._now: set[Alert] = set()
         self._promises: OrderedDict[bytes, Promise] = OrderedDict()
+        self._paths_left = 0
 
     @property
     def head(self) -> TreeHead | None:
@@ -206,6 +211,11 @@ class Monitor:
     def proven(self) -> int:
         """So many entries were shown to lead to a signed head, and looked at."""
         return self._proven.size
+
+    @property
+    def promises_open(self) -> int:
+        """SCTs whose entries were not shown yet."""
+        return len(self._promises)
 
     def expect(self, promises: Sequence[Promise]) -> None:
         """SCTs whose entries the log must have; those of other logs are left out. Raises ProofError for one that this log's
@@ -221,6 +231,7 @@ class Monitor:
         """Look once. Raises Unavailable when the log does not answer."""
         self.counts.polls += 1
         self._now = set()
+        self._paths_left = self._options.paths
         try:
             head = await self._look()
             if head is not None:
@@ -300,7 +311,7 @@ class Monitor:
     async def _goes_on(self, small: TreeHead, large: TreeHead, *, lagging: bool = False) -> bool:
         """Is the larger tree shown to go on the smaller? `lagging`: who gave out the smaller may not know the larger."""
         heads = (HeadRecord.of(small), HeadRecord.of(large))
-        proof: list[bytes] | None = []
+        proof: list[bytes] = []
         if 0 < small.size < large.size:
             try:
                 proof = await self._source.consistency(small.size, large.size)
@@ -309,8 +320,6 @@ class Monitor:
                 if not lagging:
                     self._alert(Alert.NO_CONSISTENCY_PROOF, text, heads=heads)
                 return False
-        if proof is None:
-            return True
         try:
             merkle.verify_consistency(small.size, large.size, small.root, large.root, proof)
         except ProofError as error:
@@ -340,7 +349,9 @@ class Monitor:
                     if place % LOOK_AT_ONCE == LOOK_AT_ONCE - 1:
                         await asyncio.sleep(0)
                     hashes.append(merkle.leaf_hash(leaf))
-                    self._examine(self._tree.size + place, leaf, extra, heads)
+                    index = self._tree.size + place
+                    for finding in self._examine(index, leaf, extra):
+                        await self._alert_entry(finding, index, leaf, extra, head)
                 self._tree.append(hashes)
                 self.counts.entries += len(page)
                 unsaved += len(page)
@@ -362,26 +373,38 @@ class Monitor:
             return
         self._proven = self._tree.copy()
 
-    def _examine(self, index: int, leaf: bytes, extra: Extra | Malformed, heads: tuple[HeadRecord, ...]) -> None:
+    def _examine(self, index: int, leaf: bytes, extra: Extra | Malformed) -> list[Finding]:
         if isinstance(extra, Malformed):
-            self._alert_entry(Alert.MALFORMED_ENTRY, f"entry {index}: {extra}", index, leaf, Extra(b"", ()), heads)
-            return
-        for finding in self.examiner.examine(index, leaf, extra):
-            self._alert_entry(finding.alert, finding.text, index, leaf, extra, heads)
+            return [Finding(Alert.MALFORMED_ENTRY, f"entry {index}: {extra}")]
+        return self.examiner.examine(index, leaf, extra)
 
-    def _alert_entry(
-        self, alert: Alert, text: str, index: int, leaf: bytes, extra: Extra, heads: tuple[HeadRecord, ...]
+    async def _alert_entry(
+        self, finding: Finding, index: int, leaf: bytes, extra: Extra | Malformed, head: TreeHead
     ) -> None:
-        key = hashlib.sha256(f"{alert} {index} ".encode() + leaf).digest()
+        key = hashlib.sha256(f"{finding.alert} {index} ".encode() + leaf).digest()
         if key in self._told:
             return
+        path = await self._path(index, leaf, head)
         self._told[key] = None
         if len(self._told) > REMEMBERED:
             self._told.popitem(last=False)
+        beside = Extra(b"", ()) if isinstance(extra, Malformed) else extra
         self._alert(
-            alert, text, entry=True, index=index, leaf=leaf, submitted=extra.precertificate, chain=extra.chain,
-            heads=heads,
+            finding.alert, finding.text, entry=True, index=index, leaf=leaf, path=tuple(path),
+            submitted=beside.precertificate, chain=beside.chain, heads=(HeadRecord.of(head),),
         )  # fmt: skip
+
+    async def _path(self, index: int, leaf: bytes, head: TreeHead) -> list[bytes]:
+        """From the entry to the root; empty: none that holds was given, and the alert has to do without."""
+        if self._paths_left <= 0:
+            return []
+        self._paths_left -= 1
+        try:
+            path = await self._source.inclusion(index, head.size)
+            merkle.verify_inclusion(index, head.size, merkle.leaf_hash(leaf), path, head.root)
+        except LogError:
+            return []
+        return path
 
     # ---- promises ----
 

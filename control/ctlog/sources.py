@@ -3,9 +3,10 @@ believed here and little is checked: that is the monitor's."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 
@@ -15,11 +16,23 @@ from control.ctlog.errors import LogStopped, Malformed, NotFound, ProofError, Re
 from control.ctlog.monitor import RawEntry
 from control.ctlog.note import TreeHead, open_checkpoint
 from control.ctlog.structs import EntryType, LogKey
-from control.ctlog.tiles import DATA, TILE_WIDTH, TileReader, Tree, split_entries, tile_path, tile_width
+from control.ctlog.tiles import (
+    DATA,
+    TILE_HEIGHT,
+    TILE_WIDTH,
+    TileReader,
+    Tree,
+    split_entries,
+    split_hashes,
+    tile_path,
+    tile_width,
+    within,
+)
 from control.ctlog.watched import MAX_CHAIN, Extra, decode_extra
 
 MAX_ISSUERS = 4096
 MAX_ISSUER_BYTES = 64 << 10
+PASSING = (408, 429, 500, 502, 503, 504)  # Answers that may be others soon.
 
 
 class _Entry(msgspec.Struct):
@@ -34,9 +47,57 @@ class _Entries(msgspec.Struct):
 def _raise(status: int, what: str) -> None:
     """For an answer that is none."""
     text = f"the log answers {status} to {what}"
-    if status in (429, 500, 502, 503, 504):
+    if status in PASSING:
         raise Unavailable(text)
     raise NotFound(text) if status == 404 else Refused(text)
+
+
+class PatientCarrier:
+    """Asks again, after longer and longer pauses (`first` seconds, doubled up to `most`), where an answer failed to come that
+    may come soon: one lost answer does not end a long download. Only where the log has answered since `begin`, so that a log
+    that is away, or a wrong address, is said at once. `tell` hears of the first of the failures since then."""
+
+    def __init__(
+        self, carrier: Carrier, tell: Callable[[str], None], *, retries: int = 6, first: float = 0.2, most: float = 10.0,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:  # fmt: skip
+        self._carrier = carrier
+        self._tell = tell
+        self._retries = retries
+        self._pauses = (first, most)
+        self._sleep = sleep
+        self._answered = self._told = False
+
+    def begin(self) -> None:
+        """A new look at the log."""
+        self._answered = self._told = False
+
+    async def request(
+        self, method: str, path: str, query: Mapping[str, str | int], body: bytes
+    ) -> tuple[int, bytes]:
+        """See Carrier."""
+        pause, most = self._pauses
+        for left in range(self._retries, -1, -1):
+            try:
+                status, data = await self._carrier.request(method, path, query, body)
+                if status not in PASSING or not left or not self._answered:
+                    self._answered = True
+                    return status, data
+                why = f"the log answers {status} to {path}"
+            except Unavailable as error:
+                if not left or not self._answered:
+                    raise
+                why = str(error)
+            if not self._told:
+                self._told = True
+                self._tell(why)
+            await self._sleep(pause)
+            pause = min(2 * pause, most)
+        raise AssertionError("the last try returns or raises")
+
+    async def close(self) -> None:
+        """See Carrier."""
+        await self._carrier.close()
 
 
 class RfcSource:
@@ -53,13 +114,18 @@ class RfcSource:
         """See Source."""
         return await self._client.get_sth()
 
-    async def consistency(self, old: int, new: int) -> list[bytes] | None:
+    async def consistency(self, old: int, new: int) -> list[bytes]:
         """See Source."""
         return await self._client.get_consistency(old, new)
 
+    async def inclusion(self, index: int, size: int) -> list[bytes]:
+        """See Source."""
+        _, proof = await self._client.get_entry_and_proof(index, size)
+        return proof
+
     async def left(self, old: int, new: int) -> bytes:
         """See Source."""
-        _, proof = await self._client.get_entry_and_proof(old, new)
+        proof = await self.inclusion(old, new)
         plan = merkle.inclusion_plan(old, new)
         for nodes, value in zip(plan.ranges, proof, strict=False):
             if nodes == tuple(merkle.perfect_subtrees(0, old)):
@@ -114,19 +180,38 @@ class TileSource:
         self._size = head.size
         return head
 
-    async def consistency(self, old: int, new: int) -> list[bytes] | None:
+    async def consistency(self, old: int, new: int) -> list[bytes]:
+        """See Source. What an RFC 6962 log answers is made here of the same hashes."""
+        plan = merkle.consistency_plan(old, new)
+        return plan.fold(await self._nodes(plan.nodes, new))
+
+    async def inclusion(self, index: int, size: int) -> list[bytes]:
         """See Source."""
-        return None
+        plan = merkle.inclusion_plan(index, size)
+        return plan.fold(await self._nodes(plan.nodes, size))
 
     async def left(self, old: int, new: int) -> bytes:
         """See Source."""
-        return b""
+        return (await self._nodes([(old.bit_length() - 1, 0)], new))[0]
+
+    async def _nodes(self, nodes: Sequence[merkle.Node], size: int) -> list[bytes]:
+        """Nodes of the tree of `size`, as the log has them."""
+        tiles: dict[tuple[int, int], list[bytes]] = {}
+        found = []
+        for level, index in nodes:
+            key = (level // TILE_HEIGHT, (index << (level % TILE_HEIGHT)) // TILE_WIDTH)
+            if key not in tiles:
+                width = tile_width(size, *key)
+                data, full = await self._tile(*key, width)
+                tiles[key] = split_hashes(data, full)[:width]
+            found.append(within(tiles[key], (level, index)))
+        return found
 
     async def entries(self, start: int, end: int) -> list[RawEntry]:
         """See Source."""
         number, skip = divmod(start, TILE_WIDTH)
         width = tile_width(self._size, DATA, number)
-        entries = split_entries(*await self._data_tile(number, width))
+        entries = split_entries(*await self._tile(DATA, number, width))
         found: list[RawEntry] = []
         for one in entries[skip : end - number * TILE_WIDTH]:
             try:
@@ -139,14 +224,15 @@ class TileSource:
             raise Malformed(f"{tile_path(DATA, number, width)} has no entry {start}")
         return found
 
-    async def _data_tile(self, number: int, width: int) -> tuple[bytes, int]:
+    async def _tile(self, level: int, number: int, width: int) -> tuple[bytes, int]:
+        """A tile that has at least `width`, and how many it has."""
         try:
-            return await self._client.fetch(tile_path(DATA, number, width)), width
+            return await self._client.fetch(tile_path(level, number, width)), width
         except NotFound:
             if width == TILE_WIDTH:
                 raise
         # The log has gone on, and partial tiles go away when they are full.
-        return await self._client.fetch(tile_path(DATA, number)), TILE_WIDTH
+        return await self._client.fetch(tile_path(level, number)), TILE_WIDTH
 
     async def _issuer(self, fingerprint: bytes) -> bytes:
         found = self._issuers.get(fingerprint)

@@ -25,8 +25,9 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from control.ctlog.alerts import Alert
+from control.ctlog.chains import Window
 from control.ctlog.encoding import Reader
-from control.ctlog.errors import LogError, Malformed
+from control.ctlog.errors import LogError, Malformed, Refused
 from control.ctlog.precert import (
     POISON_DER,
     SCT_LIST_DER,
@@ -270,9 +271,10 @@ class _Issuer:
 
 
 class Examiner:
-    """Looks at entries. `expected` may be replaced between two of them."""
+    """Looks at entries. `expected` may be replaced between two of them. `window`: the log's shard, if it is known."""
 
-    def __init__(self, names: Names, expected: Expected) -> None:
+    def __init__(self, names: Names, expected: Expected, window: Window | None = None) -> None:
+        self._window = window
         self.names = names
         self.expected = expected
         self._hints = names.hints()
@@ -297,6 +299,8 @@ class Examiner:
             looked = self._look_always or self._hint(submitted) is not None
             what = self.names.touched(certificate) if looked else None
             mismatch = self._mismatch(entry, certificate, extra.chain)
+            if self._window is not None:
+                found += _outside(index, certificate, self._window)
             if what is not None and not self._expected(entry, submitted, certificate, extra.chain):
                 text = _describe(index, entry, submitted, certificate, what)
                 found.append(Finding(Alert.UNEXPECTED_CERTIFICATE, text))
@@ -370,6 +374,14 @@ class Examiner:
             return issuer.key_hash in expected.issuers
         except PARSE_ERRORS:
             return False
+
+
+def _outside(index: int, certificate: x509.Certificate, window: Window) -> list[Finding]:
+    try:
+        window.check(certificate)
+    except Refused as error:
+        return [Finding(Alert.OUTSIDE_WINDOW, f"entry {index}: {error}")]
+    return []
 
 
 def _describe(index: int, entry: SignedEntry, submitted: bytes, certificate: x509.Certificate, what: str) -> str:
