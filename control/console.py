@@ -27,6 +27,7 @@ from rich.table import Table
 
 from dataplane.errors import AddressError, ConfigError, StoqError
 
+PIPE_COLUMNS = 240
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -39,7 +40,8 @@ class Output:
 
     def __init__(self, *, json_lines: bool) -> None:
         self.json_lines = json_lines
-        self.console = Console(highlight=False, soft_wrap=True)
+        # What is piped is searched and copied: nothing may be folded there.
+        self.console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
         self._errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def event(self, event: str, text: str = "", **fields: Any) -> None:

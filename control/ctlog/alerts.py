@@ -7,9 +7,9 @@ Not all evidence can convince a third party: a head is signed, what get-entries 
     bad-consistency-proof     two signed heads, and hashes that lead to the later one and to another earlier one
     malformed-entry           a leaf that is no MerkleTreeLeaf, and the path from it to a signed root
 
-Some puts the log in somebody's debt, which only asking it can show to be unpaid: an SCT, and a head signed after the
-maximum merge delay, are had of honest logs too (promise-broken). The rest says what a monitor was told; where there is a path
-from the entry to a signed root, it shows at least that the log has the entry: enough to hold against who issued it.
+Some shows a debt, and only asking the log shows whether it is paid: an SCT, and a head signed after the maximum merge
+delay, are had of honest logs too (promise-broken). The rest says what a monitor was told; where a path leads from the entry
+to a signed root, it shows at least that the log has the entry: enough to hold against who issued it.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def _broken_promise(evidence: Evidence, heads: Sequence[TreeHead], key: LogKey) 
     if not heads or heads[-1].timestamp < sct.timestamp + evidence.mmd * 1000:
         return Judgement(False, "the log signed no head yet that must have what it promised")
     owed = merkle.leaf_hash(evidence.leaf)
-    text = f"the log promised the entry {owed.hex()}: ask it for the proof that the tree of {heads[-1].size} has it, which it owes"
+    text = f"the log promised the entry {owed.hex()}: it owes a proof that its tree of {heads[-1].size} has it; ask for that"
     return Judgement(False, text, owed)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -56,6 +57,9 @@ class HttpCarrier:
 
     def __init__(self, url: str, tls: ssl.SSLContext | None = None, *, timeout: float = TIMEOUT_SECONDS) -> None:
         self.url = url.rstrip("/")
+        host = urlsplit(url).hostname or ""
+        if host.replace(".", "").isdigit():
+            raise Refused(f"{host} is an IPv4 address: STOQ is IPv6-only; write http://[IPv6]:port/…")
         self._tls = tls
         self._timeout = timeout
         self._session: aiohttp.ClientSession | None = None

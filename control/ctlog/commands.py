@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import ssl
 import time
 from contextlib import AsyncExitStack
@@ -244,6 +245,7 @@ async def _fsck(output: Output, directory: Path, repair: bool) -> None:
     site = Site.read(directory)
     key = site.signer(_load_key(directory)).key.public_key()
     async with AsyncExitStack() as stack:
+        stack.callback(os.close, site.reserve())
         storage = await site.storage()
         stack.push_async_callback(storage.close)
         lock = await site.lock()

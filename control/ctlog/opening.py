@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
@@ -35,6 +36,7 @@ class OpenLog:
         signer = site.signer(self._load_key)
         acceptor = Acceptor(site.roots, site.config.window)
         async with AsyncExitStack() as stack:
+            stack.callback(os.close, site.reserve())
             storage = await site.storage()
             stack.push_async_callback(storage.close)
             lock = await site.lock()

@@ -10,12 +10,14 @@
     DIR/index.db      hash to index; can be made anew
     DIR/s3.key        what objects in S3 are sealed with; 0600
     DIR/anchor.json   how far heads have come on a chain
+    DIR/.lock         flock(2): one process at a time opens the log
 """
 
 from __future__ import annotations
 
 import base64
 import datetime
+import fcntl
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
     from control.ctlog.s3 import S3Options
 
 CONFIG, KEY, PUBLIC, ROOTS = "log.json", "log.key", "log.pem", "roots.pem"
-WITNESSED = "ed25519.key"
+WITNESSED, RESERVED = "ed25519.key", ".lock"
 SHARD = re.compile(r"(\d{4})(?:h([12]))?")
 
 LoadKey = Callable[[str], ec.EllipticCurvePrivateKey]
@@ -244,6 +246,20 @@ class Site:
             load_key_file(self.directory / place.key_file),
             [load_key_file(self.directory / one) for one in place.older_key_files],
         )
+
+    def reserve(self) -> int:
+        """Take the directory for this process; closing the descriptor gives it back. Raises LogError when another process
+        has it. The lock store would tell two sequencers apart, too, but by stopping one that runs."""
+        try:
+            descriptor = os.open(self.directory / RESERVED, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise LogError(f"cannot open {self.directory / RESERVED}: {error.strerror}") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise LogError(f"the log {self.directory} is in use by another process: stop that one first") from None
+        return descriptor
 
     def index(self) -> Index:
         """Hash to index."""

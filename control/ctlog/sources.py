@@ -53,9 +53,9 @@ def _raise(status: int, what: str) -> None:
 
 
 class PatientCarrier:
-    """Asks again, after longer and longer pauses (`first` seconds, doubled up to `most`), where an answer failed to come that
-    may come soon: one lost answer does not end a long download. Only where the log has answered since `begin`, so that a log
-    that is away, or a wrong address, is said at once. `tell` hears of the first of the failures since then."""
+    """Asks again, after longer and longer pauses (`first` seconds, doubled up to `most`), where no answer came and one may
+    come soon: one lost answer does not end a long download. Only where the log has answered since `begin`, so that a wrong
+    address, or a log that is away, is said at once. `tell` hears of the first of the failures since then."""
 
     def __init__(
         self, carrier: Carrier, tell: Callable[[str], None], *, retries: int = 6, first: float = 0.2, most: float = 10.0,

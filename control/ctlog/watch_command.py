@@ -205,14 +205,14 @@ class _Watch:
 
 
 def read_promises(certificate: Path, sct: Path | None, key: LogKey) -> list[Promise]:
-    """What the log of this key promised for a certificate (PEM, with its chain): the SCT in the file `sct`, as `stoq ct submit
-    --out` writes it, or those in the certificate. Raises LogError when there is none of this log."""
+    """What the log of this key promised for a certificate (PEM, with its chain): the SCT in the file `sct`, as `stoq ct
+    submit --out` writes it, or those in the certificate. Raises LogError when there is none of this log."""
     chain = load_chain((certificate,))
     try:
         scts = [decode_sct(sct.read_bytes())] if sct is not None else list(embedded_scts(chain[0]))
     except OSError as error:
         raise LogError(f"{sct} cannot be read: {error.strerror}") from None
-    name = chain[0].subject.rfc4514_string()[:200] or f"serial {chain[0].serial_number:x}"
+    name = chain[0].subject.rfc4514_string()[:200] or f"serial {chain[0].serial_number:040x}"
     ours = [Promise(one, promised(chain, one), name) for one in scts if one.log_id == key_id(key)]
     if not ours:
         raise LogError(f"{sct or certificate} has no SCT of this log: name the file of one with --sct, or another --log-key")
@@ -255,7 +255,7 @@ async def _first(*works: Callable[[], Awaitable[None]]) -> None:
 @click.option("--address", "addresses", multiple=True, metavar="IPV6|PREFIX", help="Likewise an address; repeatable.")
 @click.option("--expect", type=FILE, help="Certificates, keys and issuers that are no surprise; read again when changed.")
 @click.option("--shard", metavar="YEAR[h1|h2]", help="When the log's certificates end; others are told of.")
-@click.option("--cert", "certs", multiple=True, type=FILE, help="The log must have this one, PEM with its chain; repeatable.")
+@click.option("--cert", "certs", multiple=True, type=FILE, help="PEM with its chain: the log must have it; repeatable.")
 @click.option("--sct", "scts", multiple=True, type=FILE, help="The SCT of each --cert, if it is not in the certificate.")
 @click.option("--state", type=FILE, help="Remember here what was seen; without it a restart begins anew.")
 @click.option("--evidence", type=FILE, help="Keep evidence in this directory; by default beside --state.")
@@ -268,8 +268,8 @@ async def _first(*works: Callable[[], Awaitable[None]]) -> None:
 @click.pass_obj
 def watch_command(
     output: Output, /, url: str, log_key: str, names: tuple[str, ...], addresses: tuple[str, ...], expect: Path | None,
-    shard: str | None, certs: tuple[Path, ...], scts: tuple[Path, ...], state: Path | None, evidence: Path | None, once: bool,
-    interval: float, mmd: float, tolerance: float, tiles: str | None, ca: Path | None,
+    shard: str | None, certs: tuple[Path, ...], scts: tuple[Path, ...], state: Path | None, evidence: Path | None,
+    once: bool, interval: float, mmd: float, tolerance: float, tiles: str | None, ca: Path | None,
 ) -> None:  # fmt: skip
     """Follow the log at URL: verify every head, every consistency proof and every entry, and tell of misbehaviour and of
     certificates for watched names that nobody announced.
@@ -278,7 +278,7 @@ def watch_command(
     # What is odd about strangers' certificates is for the examiner to say, not for a library on standard error.
     warnings.filterwarnings("ignore", module=r"control\.ctlog\.")
     if scts and len(scts) != len(certs):
-        raise click.UsageError(f"{len(scts)} --sct for {len(certs)} --cert: each has its own, in the same order, or none has")
+        raise click.UsageError(f"{len(scts)} --sct for {len(certs)} --cert: each has its own, in this order, or none has")
     if odd := next((one for one in addresses if ":" not in one), None):
         raise ConfigError(f"{odd!r} is no IPv6 address or prefix; domains are named with --name")
     if evidence is None and state is not None:

@@ -123,7 +123,7 @@ class Names:
         if self.keys and (found_key := _spki(certificate)) in self.keys:
             return f"key {found_key.hex()[:16]}…"
         if self.everything:
-            return certificate.subject.rfc4514_string()[:200] or f"serial {certificate.serial_number:x}"
+            return certificate.subject.rfc4514_string()[:200] or f"serial {certificate.serial_number:040x}"
         return None
 
     def hints(self) -> tuple[tuple[bytes, str], ...]:
@@ -213,7 +213,7 @@ def _announce(
         return
     tbs = edited_tbs(one.tbs_certificate_bytes, SCT_LIST_DER)
     fingerprints.add(hashlib.sha256(tbs).digest())
-    name = one.subject.rfc4514_string()[:200] or f"serial {one.serial_number:x}"
+    name = one.subject.rfc4514_string()[:200] or f"serial {one.serial_number:040x}"
     issuer = next((other for other in others if issued(one, other)), None)
     if issuer is None:
         unproven.append(name)
@@ -388,7 +388,7 @@ def _describe(index: int, entry: SignedEntry, submitted: bytes, certificate: x50
     kind = "precertificate" if entry.kind is EntryType.PRECERT else "certificate"
     issuer = certificate.issuer.rfc4514_string()[:200] or "nobody named"
     return (
-        f"entry {index} is a {kind} for {what} that nobody announced: serial {certificate.serial_number:x}, by {issuer}, "
+        f"entry {index} is a {kind} for {what} that nobody announced: serial {certificate.serial_number:040x}, by {issuer}, "
         f"SHA-256 {hashlib.sha256(submitted).hexdigest()}"
     )
 

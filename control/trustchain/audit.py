@@ -280,7 +280,8 @@ class AuditLog:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise CaError(
-                    f"{path.parent} is in use by another process (`stoq ca serve`?): ask it instead, or stop it"
+                    f"{path.parent} is in use by another process (`stoq ca serve`?): ask it by "
+                    "`stoq ca remote --home HOME`, with a home that joined as operator, or stop it"
                 ) from None
             reached, repaired = _recover(path, descriptor, head)
         except BaseException:

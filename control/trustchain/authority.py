@@ -59,6 +59,7 @@ from control.trustchain.plans import Plan, Planner
 from control.trustchain.profiles import (
     CLOCK_SKEW_S,
     PROFILES,
+    ProfileName,
     parse_address,
 )
 from control.trustchain.requests import IssueRequest, RenewRequest
@@ -66,7 +67,7 @@ from control.trustchain.revocation import CRL_GRACE_S, Crl, OcspResponder, build
 from control.trustchain.roles import RULES, Operation, authorize
 from control.trustchain.store import Limits, Row, Store, TokenRow
 from control.trustchain.submit import LogClient, LogPolicy, Submitter, fingerprint
-from control.trustchain.tokens import Token, TokenGrant, new_secret
+from control.trustchain.tokens import Token, TokenGrant, new_secret, secret_hash
 
 MAX_IN_FLIGHT = 4096
 
@@ -263,6 +264,11 @@ class Authority:
         """A new certificate for somebody: what a registrar or an administrator may. Raises TrustError."""
         operation = PROFILES[request.profile].issuing
         return await self._make(operation, actor, request.subject, lambda: self._planner.issue(request, actor))
+
+    def token_profile(self, secret: bytes) -> ProfileName:
+        """What kind of certificate a token is for; of an unknown one a node's, which `join` then refuses."""
+        row = self._store.token(secret_hash(secret))
+        return ProfileName(row.profile) if row is not None else ProfileName.NODE
 
     async def join(self, request: IssueRequest, secret: bytes, actor: Actor) -> Issued:
         """A first certificate, for a one-time token's secret (16 bytes). The token says what may be had; the request may

@@ -28,6 +28,7 @@ from control.trustchain.keys import (
     Passphrase,
     PublicKey,
     SigningKey,
+    check_passphrase,
     generate,
     is_token_key,
     open_key,
@@ -222,6 +223,9 @@ def init(
     check_subject(f"{options.name} intermediate {MAX_INTERMEDIATES}")
     Constraints.parse(options.permitted_dns, options.permitted_ipv6)
     root_s = lifetime(PROFILES[ProfileName.ROOT], options.root_lifetime_s)
+    for ask, where in ((root_passphrase, options.root_key), (passphrase, options.intermediate_key)):
+        if ask is not None and not is_token_key(where):  # A mistake is told before there is half an authority.
+            check_passphrase(ask())
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         taken = [name for name in (CONFIG, ROOT, ROOT_KEY, DATABASE, AUDIT) if (directory / name).exists()]

@@ -91,7 +91,7 @@ class RootVerifier:
 
 async def join(
     directory: Path, *, authority: str, root_sha256: bytes, secret: bytes, name: str, config: Config,
-    profile: str = "node", clock: Callable[[], float] = time.time,
+    profile: str = "", clock: Callable[[], float] = time.time,
 ) -> tuple[Home, Credentials]:
     """Join: a key made here, a certificate from the authority at `authority` ([IPv6]:port), and a home in `directory`.
     Raises what the authority says, HandshakeFailed, HomeError; then no home was made."""

@@ -125,11 +125,16 @@ def encode_key(key: SigningKey, passphrase: bytes | None = None) -> bytes:
     key that cannot leave its token."""
     if passphrase is None:
         return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    check_passphrase(passphrase)
+    return _encrypted(key, passphrase)
+
+
+def check_passphrase(passphrase: bytes) -> None:
+    """Is it long enough to encrypt with? Raises KeyUnavailable."""
     if len(passphrase) < MIN_PASSPHRASE_BYTES:
         raise KeyUnavailable(
             f"a passphrase needs at least {MIN_PASSPHRASE_BYTES} bytes; this one has {len(passphrase)}"
         )
-    return _encrypted(key, passphrase)
 
 
 def write_file(path: Path, data: bytes, mode: int) -> None:

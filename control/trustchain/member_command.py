@@ -17,13 +17,16 @@ from control.console import Output, run_async
 from control.ctlog.errors import LogError
 from control.handshake.verify import subject_of
 from control.options import FILE
+from control.trustchain import messages
 from control.trustchain.errors import TrustError
 from control.trustchain.inclusion import InclusionProof, LoggedEntry, check_inclusion
 from control.trustchain.membership import Membership
 from control.trustchain.reasons import Refusal
 from control.trustchain.roles import roles_of
+from dataplane import HandshakeFailed, StoqError
 
 SKEW = datetime.timedelta(minutes=5)
+ASK_SECONDS = 5.0
 
 
 async def _proof(member: Membership, entry: LoggedEntry) -> dict[str, Any]:
@@ -50,6 +53,25 @@ def _utc(seconds: float) -> str:
     return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
+async def _refreshed(membership: Membership, directory: Path) -> str:
+    """Ask the authority what is trusted now, and whether it still takes this certificate; says what became of it. Raises
+    TrustError when it does not."""
+    from control.trustchain.remote import calling
+
+    try:
+        async with asyncio.timeout(ASK_SECONDS), calling(directory) as calls:
+            answer = await calls.call(messages.BUNDLE, messages.Nothing(), messages.BundleAnswer)
+        membership.verifier.update(answer.bundle)
+    except HandshakeFailed as error:
+        raise TrustError(f"the authority does not take this certificate: {error}") from None
+    except (StoqError, TimeoutError, OSError) as error:
+        known = membership.verifier.bundle.issued_at
+        why = str(error) or f"no answer in {ASK_SECONDS:g} s"
+        return f"the authority was not asked ({why}); judged by what was known on {known:%Y-%m-%d %H:%M} UTC"
+    bundle = membership.verifier.bundle
+    return f"generation {bundle.generation}, {len(bundle.revocations)} revoked, asked now"
+
+
 async def member(output: Output, directory: Path) -> None:
     """Show it. Raises HomeError, TrustError, LogError."""
     membership = Membership(directory, time.time)
@@ -58,6 +80,7 @@ async def member(output: Output, directory: Path) -> None:
     chain: list[bytes | x509.Certificate] = [
         one.public_bytes(Encoding.DER) for one in (certificate, *credentials.chain)
     ]
+    trust = await _refreshed(membership, directory)
     verdict = membership.verifier.judge(chain, None, datetime.datetime.now(datetime.UTC))
     if not verdict.good:
         raise TrustError(f"peers would refuse this certificate: {verdict.text}")
@@ -65,7 +88,7 @@ async def member(output: Output, directory: Path) -> None:
     fields: dict[str, Any] = {
         "subject": subject_of(certificate),
         "issuer": subject_of(credentials.chain[0]) if credentials.chain else "",
-        "serial": f"{certificate.serial_number:x}",
+        "serial": f"{certificate.serial_number:040x}",
         "node_id": credentials.node_id.hex(),
         "roles": [str(role) for role in roles],
         "not_before": certificate.not_valid_before_utc.timestamp(),
@@ -80,6 +103,7 @@ async def member(output: Output, directory: Path) -> None:
             f"roles {', '.join(fields['roles'])}, {_utc(fields['not_before'])} to {_utc(fields['not_after'])}",
         )
     ]
+    rows.append(("trust", trust))
     try:
         answers = await asyncio.gather(
             *(_proof(membership, entry) for entry in verdict.logged), return_exceptions=True

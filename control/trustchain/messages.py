@@ -33,7 +33,7 @@ class JoinBody(msgspec.Struct, frozen=True):
 
     secret: bytes
     csr: bytes
-    profile: str = "node"
+    profile: str = ""  # Empty: what the token is for.
 
 
 class IssueBody(msgspec.Struct, frozen=True):

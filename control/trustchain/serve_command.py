@@ -174,14 +174,14 @@ async def _acme_key(output: Output, directory: Path, ttl: float) -> None:
 @click.argument("token")
 @click.argument("home", type=FILE)
 @click.option("--name", default="node", show_default=True, help="What to be called, where the token leaves it open.")
-@click.option("--profile", type=click.Choice(LEAVES), default=ProfileName.NODE.value, show_default=True)
+@click.option("--profile", type=click.Choice(LEAVES), help="Refuse a token that is for another kind.")
 @click.pass_obj
-def join_command(output: Output, /, token: str, home: Path, name: str, profile: str) -> None:
+def join_command(output: Output, /, token: str, home: Path, name: str, profile: str | None) -> None:
     """Join the authority that TOKEN is of: a key is made in HOME, and a certificate fetched for it.
 
     TOKEN may be `-`: it is then read from standard input, and stands in no process list."""
     text = sys.stdin.readline() if token == "-" else token
-    raise SystemExit(run_async(output, _join(output, text, home, name, profile)))
+    raise SystemExit(run_async(output, _join(output, text, home, name, profile or "")))
 
 
 async def _join(output: Output, text: str, directory: Path, name: str, profile: str) -> None:

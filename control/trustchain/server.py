@@ -13,6 +13,7 @@ import asyncio
 import dataclasses
 import datetime
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -53,6 +54,7 @@ from control.trustchain.trust import TRUST, TrustMaker
 from control.trustchain.verifier import TrustVerifier, revoked_since
 from dataplane import Address, Config, Datapath
 from dataplane.datapath import FailureCallback
+from dataplane.errors import ConfigError
 
 log = logging.getLogger("stoq.trustchain")
 
@@ -147,6 +149,7 @@ async def serve(
     """The authority runs inside the block. `config`: of the datapath, a server's. Raises TrustError, LogError,
     LogStopped, ConfigError, DatapathError."""
     now = datetime.datetime.fromtimestamp(clock(), datetime.UTC)
+    _probe(config.bind)
     async with AsyncExitStack() as stack:
         logs: dict[str, Log] = {}
         clients: list[SubmitTo] = []
@@ -213,6 +216,15 @@ async def _alongside(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
         if len(group.exceptions) == 1:
             raise group.exceptions[0] from None  # Whoever called knows its type.
         raise
+
+
+def _probe(bind: Address) -> None:
+    """Is the port free? Looked at before a certificate is made for nothing. Raises ConfigError."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((bind.ip, bind.port, 0, bind.scope_id))
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {bind}: {error.strerror}: name another with --listen") from None
 
 
 def _load_key(directory: Path, passphrase: Passphrase | None) -> Callable[[str], ec.EllipticCurvePrivateKey]:

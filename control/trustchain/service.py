@@ -131,7 +131,8 @@ class AuthorityService:
 
     async def _join(self, caller: Caller, body: JoinBody) -> ChainAnswer:
         actor = await self._who(caller, Operation.JOIN)
-        request = IssueRequest(body.csr, profile_of(body.profile).name, freshness=_fresh(caller))
+        profile = profile_of(body.profile or self._authority.token_profile(body.secret))
+        request = IssueRequest(body.csr, profile.name, freshness=_fresh(caller))
         return self._chain(await self._authority.join(request, body.secret, actor), self._trust.encoded)
 
     async def _issue(self, caller: Caller, body: IssueBody) -> ChainAnswer:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from control.ctlog.alerts import Alert, Evidence
 from control.ctlog.api import LogApi, Reply
-from control.ctlog.chains import Acceptor
+from control.ctlog.chains import Acceptor, Window
 from control.ctlog.client import HttpCarrier
 from control.ctlog.http import HttpServer, log_application
 from control.ctlog.log import Log
@@ -44,19 +45,21 @@ def chain(number: int) -> tuple[list[bytes], bool]:
 
 
 async def grow(log: Log, *numbers: int) -> None:
-    """Log these, each in a round of its own, so that the order is theirs."""
-    for number in numbers:
-        what, precertificate = chain(number)
-        await log.add_chain(what, precertificate=precertificate)
+    """Log these; the order is theirs, since a log takes submissions as they come."""
+    chains = [chain(number) for number in numbers]
+    await asyncio.gather(*(log.add_chain(what, precertificate=precertificate) for what, precertificate in chains))
 
 
 class Liar(LogApi):
-    """What it answers is `log`'s until a spoiler of the path alters it. `log` may be changed for another."""
+    """What it answers is `log`'s until a spoiler of the path alters it. `log` may be changed for another. `gate`: is awaited
+    before every answer, and may give another."""
 
     def __init__(self, log: Log) -> None:
         super().__init__(log)
         self.inner = LogApi(log)
         self.spoilers: dict[str, Spoil] = {}
+        self.bytes_spoilers: dict[str, Callable[[bytes], bytes]] = {}
+        self.gate: Callable[[str, Mapping[str, str]], Awaitable[Reply | None]] | None = None
         self.asked: list[tuple[str, dict[str, str]]] = []
 
     def become(self, log: Log) -> None:
@@ -66,7 +69,11 @@ class Liar(LogApi):
     async def handle(self, method: str, path: str, query: Mapping[str, str], body: bytes) -> Reply:
         """See LogApi."""
         self.asked.append((path, dict(query)))
+        if self.gate is not None and (instead := await self.gate(path, query)) is not None:
+            return instead
         reply = await self.inner.handle(method, path, query, body)
+        if path in self.bytes_spoilers and reply.status == 200:
+            return Reply(200, self.bytes_spoilers[path](reply.body))
         spoil = self.spoilers.get(path)
         if spoil is None or reply.status != 200:
             return reply
@@ -124,13 +131,13 @@ class Scene:
 
     def watch(
         self, *, state: Path | None = None, tiles: bool = False, options: Options = Options(),  # noqa: B008
-        names: Sequence[str] = (), expected: Expected = Expected(),  # noqa: B008
+        names: Sequence[str] = (), expected: Expected = Expected(), window: Window | None = None,  # noqa: B008
     ) -> None:  # fmt: skip
         """A new monitor, as after a restart."""
         carrier = HttpCarrier(self.url)
         source = TileSource(carrier, self.url, ORIGIN, self.key) if tiles else RfcSource(carrier, self.url)
         self.stack.push_async_callback(source.close)
-        self.examiner = Examiner(Names.parse(names), expected)
+        self.examiner = Examiner(Names.parse(names), expected, window)
         self.monitor = Monitor(
             self.url, source, self.key, StateFile(state), self.examiner, options, self.world.clock, self.alerts.append
         )

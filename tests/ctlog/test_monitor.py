@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -17,9 +17,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from control.ctlog import merkle
 from control.ctlog.alerts import Alert, Evidence, EvidenceFiles, HeadRecord, check_evidence, read_evidence
+from control.ctlog.chains import Window
 from control.ctlog.errors import LogError, Malformed, ProofError, Unavailable
 from control.ctlog.monitor import Options, RawEntry, Source, StateFile, _Pages
 from control.ctlog.precert import precertificate_entry, sct_extension
+from control.ctlog.site import shard_window
 from control.ctlog.structs import EntryType, LogEntry, SignedEntry, leaf_bytes
 from control.ctlog.watched import Expected, Extra, Promise
 from tests.ctlog.lying import CA, CONSISTENCY, ENTRIES, STH, Answer, Scene, b64, chain, flipped, grow, scene
@@ -161,12 +163,13 @@ async def _fork(here: Scene, at: int, to: int, other: int) -> None:
     here.liar.become(forked)
 
 
+@pytest.mark.parametrize("tiles", [False, True], ids=["rfc6962", "tiles"])
 @pytest.mark.parametrize(
     "at, to, other", [(2, 5, 8), (4, 5, 6), (3, 4, 9), (0, 1, 2), (1, 8, 16), (7, 8, 9), (15, 16, 47), (3, 30, 33)]
 )
-def test_a_fork(tmp_path: Path, at: int, to: int, other: int) -> None:
+def test_a_fork(tmp_path: Path, at: int, to: int, other: int, tiles: bool) -> None:
     async def main() -> None:
-        async with scene(tmp_path) as here:
+        async with scene(tmp_path, tiles=tiles) as here:
             await _fork(here, at, to, other)
             assert await here.poll() == [Alert.BAD_CONSISTENCY_PROOF]
             [evidence] = here.alerts
@@ -330,6 +333,25 @@ def test_a_proof_that_is_none(
     run_with_deadline(main())
 
 
+def test_a_hash_tile_that_was_altered(tmp_path: Path) -> None:
+    """Proofs are made of tiles where a log has these: nothing follows for others from one that is damaged."""
+
+    async def main() -> None:
+        async with scene(tmp_path, 5, tiles=True) as here:
+            await settled(here, 5)
+            await grow(here.log, 10, 11, 12)
+            here.liar.bytes_spoilers["tile/0/000.p/8"] = lambda data: data[:-1] + bytes((data[-1] ^ 1,))
+            assert await here.poll() == [Alert.BAD_CONSISTENCY_PROOF]
+            assert not proves(here.alerts[0], here)
+            here.liar.bytes_spoilers["tile/0/000.p/8"] = lambda data: data[:-32]
+            assert await here.poll() == [Alert.NO_CONSISTENCY_PROOF]
+            assert here.monitor.proven == 5
+            here.liar.bytes_spoilers.clear()
+            await settled(here, 8)
+
+    run_with_deadline(main())
+
+
 def test_a_head_that_the_log_did_not_sign(tmp_path: Path) -> None:
     def bend(answer: Answer) -> Answer:
         return {**answer, "sha256_root_hash": flipped(answer["sha256_root_hash"])}
@@ -482,6 +504,17 @@ def test_malformed_entries(tmp_path: Path) -> None:
     run_with_deadline(main())
 
 
+def test_certificates_that_end_outside_the_shard(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with scene(tmp_path, 2, window=Window(*shard_window("2026h1"))) as here:
+            assert await here.poll() == []
+            here.watch(window=Window(*shard_window("2026h2")))
+            assert await here.poll() == [Alert.OUTSIDE_WINDOW] * 2
+            assert "ends at 2026-03-02" in here.alerts[0].text
+
+    run_with_deadline(main())
+
+
 # ---- promises ----
 
 
@@ -514,8 +547,11 @@ def test_promises(tmp_path: Path, tiles: bool) -> None:
             here.world.clock.now += 3601  # type: ignore[attr-defined]
             await grow(here.log, 2)
             assert await here.poll() == [Alert.PROMISE_BROKEN]
-            assert "CN=broken" in here.alerts[0].text
-            assert proves(here.alerts[0], here)
+            [evidence] = here.alerts
+            assert "CN=broken" in evidence.text
+            # An honest log's SCTs and heads look the same to who has not asked it: it owes, and is not convicted.
+            judgement = check_evidence(evidence, here.key)
+            assert not judgement.proves and judgement.owes == merkle.leaf_hash(evidence.leaf)
             assert await here.poll() == []
 
     run_with_deadline(main())
@@ -537,9 +573,9 @@ def test_an_honest_log_is_not_accused(tmp_path: Path) -> None:
             await grow(here.log, 1)
             assert await here.poll() == [Alert.PROMISE_BROKEN]
             [evidence] = here.alerts
-            assert proves(evidence, here)
+            assert check_evidence(evidence, here.key).owes
             early = msgspec.structs.replace(evidence, mmd=86400.0)
-            assert not proves(early, here)
+            assert not check_evidence(early, here.key).owes
             entry, sct = promise.entry, promise.sct
             for leaf in (leaf_bytes(entry, sct.timestamp, b""), leaf_bytes(entry, 5, sct.extensions),
                          leaf_bytes(SignedEntry(EntryType.X509, b"x"), sct.timestamp, sct.extensions)):  # fmt: skip
@@ -568,6 +604,60 @@ def test_unexpected_certificates(tmp_path: Path) -> None:
             evidence = here.alerts[-1]
             assert evidence.submitted == chain(5)[0][0] and evidence.chain[0] == chain(5)[0][1]
             assert merkle.leaf_hash(evidence.leaf) == (await here.log.entry(5)).leaf_hash
+
+    run_with_deadline(main())
+
+
+@pytest.mark.parametrize("tiles", [False, True], ids=["rfc6962", "tiles"])
+@pytest.mark.parametrize("size", [1, 2, 7, 8])
+def test_evidence_leads_from_an_entry_to_the_signed_root(tmp_path: Path, size: int, tiles: bool) -> None:
+    """So that who issued a certificate cannot deny that the log has it; every part counts."""
+
+    async def main() -> None:
+        async with scene(tmp_path, size, names=["node-0.example"], tiles=tiles) as here:
+            assert await here.poll() == [Alert.UNEXPECTED_CERTIFICATE]
+            [evidence] = here.alerts
+            judgement = check_evidence(evidence, here.key)
+            assert not judgement.proves and "entry 0 of the tree" in judgement.text
+            longer, shorter = (*evidence.path, bytes(32)), evidence.path[:-1]
+            changed: list[dict[str, Any]] = [{"leaf": evidence.leaf[:-1] + b"?"}, {"index": size}, {"path": longer}]
+            changed += [{"path": shorter}] if size > 2 else []
+            for change in changed:
+                with pytest.raises(ProofError):
+                    proves(msgspec.structs.replace(evidence, **change), here)
+
+    run_with_deadline(main())
+
+
+def test_a_tree_with_a_leaf_that_is_none(tmp_path: Path) -> None:
+    """Our own log signs no such tree, so it is signed by hand: that a log did is proven by its own signature."""
+
+    async def main() -> None:
+        async with scene(tmp_path) as here:
+            leaf, other = b"\x07 something else", bytes(32)
+            root = merkle.node_hash(other, merkle.leaf_hash(leaf))
+            head = HeadRecord.of(here.world.signer.head(1, 2, root))
+            evidence = Evidence(
+                alert=Alert.MALFORMED_ENTRY, text="", log="", log_id=here.world.signer.log_id, seen=0.0, heads=(head,),
+                index=1, leaf=leaf, path=(other,),
+            )  # fmt: skip
+            assert proves(evidence, here)
+            assert not proves(msgspec.structs.replace(evidence, path=()), here)
+            with pytest.raises(ProofError):
+                proves(msgspec.structs.replace(evidence, index=0), here)
+
+    run_with_deadline(main())
+
+
+def test_alerts_do_without_paths_that_the_log_does_not_give(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with scene(tmp_path, 4, names=["example"], options=Options(paths=2)) as here:
+            paths = "ct/v1/get-entry-and-proof"
+            here.liar.spoilers[paths] = lambda answer: {**answer, "audit_path": [b64(bytes(32))] * 2}
+            assert await here.poll() == [Alert.UNEXPECTED_CERTIFICATE] * 4
+            assert [one.path for one in here.alerts] == [()] * 4
+            assert len([path for path, _ in here.liar.asked if path == paths]) == 2
+            assert here.monitor.proven == 4
 
     run_with_deadline(main())
 
