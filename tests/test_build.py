@@ -19,7 +19,7 @@ FUZZERS = sorted(path.stem for path in (ROOT / "tests/fuzz").glob("fuzz_*.c"))
 
 SIMULATIONS = 1000  # Whole connections; `make sim N=10000` runs more.
 SIMULATIONS_SANITIZED = 200  # ASan costs a factor of about ten.
-FUZZ_SECONDS = 5  # Each; `make fuzz T=600` runs longer.
+FUZZ_SECONDS = 3  # Each; `make fuzz T=600` runs longer.
 TEST_SECONDS = 300  # Beyond, a program hangs.
 
 

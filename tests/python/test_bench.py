@@ -103,6 +103,7 @@ def test_upload_with_several_streams_and_connections_and_another_mtu() -> None:
     assert result["environment"]["mtu"] == 4000
 
 
+@pytest.mark.slow
 @built
 def test_throughput_beside_other_libraries() -> None:
     for name in throughput.PEERS:
@@ -116,6 +117,7 @@ def test_throughput_beside_other_libraries() -> None:
         assert compared["ours_over_theirs"] == pytest.approx(ours / compared["goodput_gbps"], 2e-2)
 
 
+@pytest.mark.slow
 def test_beside_other_implementations() -> None:
     names = ("aioquic", "qh3")
     for name in names:

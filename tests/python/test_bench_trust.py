@@ -52,6 +52,7 @@ def bench(directory: Path, *arguments: str) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow  # Some ten processes; `stoq bench ct` is the same.
 def test_a_log_beside_its_yardsticks(tmp_path: Path) -> None:
     few = ("--seconds", "0.3", "--connections", "8", "--entries", str(ENTRIES))
     result = bench(tmp_path, "ct", "--seaweedfs", *few)
