@@ -14,15 +14,16 @@ from tests.interop.runner import PASS, cannot, run_case
 pytestmark = [pytest.mark.interop, pytest.mark.usefixtures("peers")]
 
 
-def _long(planned: Planned) -> bool:
-    """A round trip of a second and a half is waited for with one stranger; `make interop` waits with all."""
-    return planned.case.name == "longrtt" and "quic-go" not in (planned.client.name, planned.server.name)
+def _slow(planned: Planned) -> bool:
+    """Long round trips are waited for with one stranger; `make interop` waits with all."""
+    alone = planned.case.name == "longrtt" and "quic-go" not in (planned.client.name, planned.server.name)
+    return alone or not planned.case.quick
 
 
 def _parameters() -> list[object]:
     """Every cell but those a peer cannot do, which the table names with the reason."""
     return [
-        pytest.param(planned, id=planned.title, marks=[] if planned.case.quick and not _long(planned) else [pytest.mark.slow])
+        pytest.param(planned, id=planned.title, marks=[pytest.mark.slow] if _slow(planned) else [])
         for planned in plan()
         if cannot(planned.case, planned.client, planned.server) is None
     ]
