@@ -1,6 +1,7 @@
 """Ours against every stranger, in both directions: one test a cell of docs/INTEROP.md.
 
-`pytest -m "interop and not slow"` is the part for every day; the rest (30 % loss, blackhole, most of the long round trips) is marked slow.
+`pytest -m "interop and not slow"` is the part for every day; the rest (30 % loss, blackhole, most of the long round trips)
+is marked slow.
 """
 
 from __future__ import annotations
