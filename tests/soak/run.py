@@ -35,6 +35,7 @@ from tests.netns import Link, Network, inside
 INTERFACE = "eth0"
 WARM_ROUNDS = 5  # At least.
 WARM_SHARE = 0.1  # Of the time.
+WARM_SECONDS = 3.0  # Of a short run at most half: a tenth of it is over before the pools have seen a large transfer.
 RSS_GROWTH = 16 << 20  # Python's own heap breathes by some megabytes.
 QUIET_SECONDS = 20.0  # A closed connection is kept for three probe timeouts; machines are busy.
 ROUND_SECONDS = 60.0
@@ -223,7 +224,8 @@ async def soak(
                 if report.rounds == WARM_ROUNDS:
                     used = {"client": pair.client.pool_stats(), "server": pair.server.pool_stats()}
                     report.descriptors_first = descriptors()
-                if report.rounds == WARM_ROUNDS or report.seconds < WARM_SHARE * seconds:
+                warm = max(WARM_SHARE * seconds, min(WARM_SECONDS, seconds / 2))
+                if report.rounds == WARM_ROUNDS or report.seconds < warm:
                     report.rss_first = rss_bytes()
                 if progress:
                     line = (
