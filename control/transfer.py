@@ -22,7 +22,8 @@ from typing import TypeVar
 
 import msgspec
 
-from dataplane import IncompleteRead, StoqError, Stream, StreamStopped
+from control.rpc import FrameError, frames, write_frame
+from dataplane import StoqError, Stream, StreamStopped
 
 FORMAT = 1
 MAX_FRAME_BYTES = 8192  # A header holds a name of at most 255 bytes.
@@ -79,23 +80,12 @@ class Received:
     seconds: float
 
 
-def write_frame(stream: Stream, message: msgspec.Struct) -> None:
-    """Queue one frame."""
-    data = msgspec.msgpack.encode(message)
-    stream.write(len(data).to_bytes(4, "big") + data)
-
-
 async def read_frame(stream: Stream, kind: type[S]) -> S:
     """The next frame, which must be a `kind`. Raises TransferError for anything else."""
     try:
-        length = int.from_bytes(await stream.readexactly(4), "big")
-        if length > MAX_FRAME_BYTES:
-            raise TransferError(f"the peer announces a frame of {length} bytes; {MAX_FRAME_BYTES} are taken")
-        return msgspec.msgpack.decode(await stream.readexactly(length), type=kind)
-    except IncompleteRead:
-        raise TransferError("the peer ended the stream in the middle of a message") from None
-    except msgspec.MsgspecError as error:
-        raise TransferError(f"the peer's message is malformed: {error}") from None
+        return await frames.read_frame(stream, kind, MAX_FRAME_BYTES)
+    except FrameError as error:
+        raise TransferError(str(error)) from None
 
 
 def hash_file(path: Path, advance: Advance | None = None) -> bytes:

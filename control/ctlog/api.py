@@ -45,7 +45,9 @@ class _AddChain(msgspec.Struct):
     chain: list[str]
 
 
-class _SctAnswer(msgspec.Struct):
+class SctAnswer(msgspec.Struct):
+    """What add-chain and add-pre-chain answer; bytes in base64."""
+
     sct_version: int
     id: str
     timestamp: int
@@ -53,13 +55,17 @@ class _SctAnswer(msgspec.Struct):
     signature: str
 
 
-class _Entry(msgspec.Struct):
+class EntryAnswer(msgspec.Struct):
+    """An entry; bytes in base64."""
+
     leaf_input: str
     extra_data: str
 
 
-class _Entries(msgspec.Struct):
-    entries: list[_Entry]
+class EntriesAnswer(msgspec.Struct):
+    """What get-entries answers."""
+
+    entries: list[EntryAnswer]
 
 
 def _b64(data: bytes) -> str:
@@ -144,7 +150,7 @@ class LogApi:
         chain = [decode_base64(one, "a certificate of the chain") for one in request.chain]
         sct, _ = await self.log.add_chain(chain, precertificate=precertificate)
         signed = bytes(sct.algorithm) + vector(sct.signature, 2)
-        answer = _SctAnswer(0, _b64(sct.log_id), sct.timestamp, _b64(sct.extensions), _b64(signed))
+        answer = SctAnswer(0, _b64(sct.log_id), sct.timestamp, _b64(sct.extensions), _b64(signed))
         return _json(answer)
 
     async def _get_sth(self) -> Reply:
@@ -189,9 +195,9 @@ class LogApi:
         if start > end:
             raise Malformed("start must not be greater than end")
         entries = await self.log.entries(start, end)
-        encoded = [_Entry(_b64(one.leaf), _b64(await self._extra(one))) for one in entries]
+        encoded = [EntryAnswer(_b64(one.leaf), _b64(await self._extra(one))) for one in entries]
         cache = FOREVER if len(entries) == end - start + 1 else NO_CACHE
-        return _json(_Entries(encoded), cache)
+        return _json(EntriesAnswer(encoded), cache)
 
     async def _get_roots(self) -> Reply:
         return _json({"certificates": [_b64(one) for one in self.log.acceptor.roots]}, HEAD_CACHE)

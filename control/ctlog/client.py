@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 
 from control.ctlog import merkle
-from control.ctlog.api import decode_base64
+from control.ctlog.api import EntriesAnswer, SctAnswer, decode_base64
 from control.ctlog.encoding import Reader
 from control.ctlog.errors import LogError, Malformed, NotFound, ProofError, Refused, Unavailable
 from control.ctlog.note import TreeHead
@@ -101,14 +101,6 @@ class _Sth(msgspec.Struct):
     tree_head_signature: str
 
 
-class _SctAnswer(msgspec.Struct):
-    sct_version: int
-    id: str
-    timestamp: int
-    extensions: str
-    signature: str
-
-
 class _Consistency(msgspec.Struct):
     consistency: list[str]
 
@@ -116,15 +108,6 @@ class _Consistency(msgspec.Struct):
 class _Proof(msgspec.Struct):
     leaf_index: int
     audit_path: list[str]
-
-
-class _Entry(msgspec.Struct):
-    leaf_input: str
-    extra_data: str
-
-
-class _Entries(msgspec.Struct):
-    entries: list[_Entry]
 
 
 class _EntryAndProof(msgspec.Struct):
@@ -260,7 +243,7 @@ class LogClient:
 
     async def _add(self, path: str, chain: Sequence[bytes]) -> Sct:
         body = msgspec.json.encode({"chain": [_b64(one) for one in chain]})
-        answer = await self._call(_SctAnswer, path, body=body)
+        answer = await self._call(SctAnswer, path, body=body)
         if answer.sct_version != 0 or answer.timestamp < 0:
             raise Malformed("the log's answer is not an SCT of version 1")
         algorithm, signature = decode_signed(decode_base64(answer.signature, "the SCT's signature"))
@@ -305,7 +288,7 @@ class LogClient:
 
     async def get_entries(self, start: int, end: int) -> list[FetchedEntry]:
         """Entries `start` to `end`, both included; a log may give fewer, at least one."""
-        answer = await self._call(_Entries, "ct/v1/get-entries", {"start": start, "end": end})
+        answer = await self._call(EntriesAnswer, "ct/v1/get-entries", {"start": start, "end": end})
         if not 1 <= len(answer.entries) <= min(end - start + 1, MAX_ENTRIES):
             raise Malformed(f"{len(answer.entries)} entries for {start} to {end}")
         return [

@@ -26,8 +26,6 @@ from typing import Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from control.handshake.policy import ALPN_STOQ, HandshakeConfig
 from control.rpc import RpcClient
@@ -35,6 +33,7 @@ from control.trustchain import messages
 from control.trustchain.bundle import BundleError, StaleBundle, decode_bundle
 from control.trustchain.errors import TrustError
 from control.trustchain.home import Home
+from control.trustchain.requests import make_csr
 from control.trustchain.roles import Role
 from control.trustchain.verifier import TrustVerifier, revoked_since
 from dataplane import Connection, Datapath, StoqError
@@ -70,14 +69,6 @@ def renew_at(certificate: x509.Certificate) -> float:
     """When a certificate is to be renewed, seconds since 1970: at two thirds of its life."""
     begin, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
     return begin + (end - begin) * RENEW_AT
-
-
-def make_csr(key: ec.EllipticCurvePrivateKey, name: str) -> bytes:
-    """A certificate request, DER: the key's proof of possession. What the certificate says the authority decides."""
-    builder = x509.CertificateSigningRequestBuilder().subject_name(
-        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    )
-    return builder.sign(key, SHA256()).public_bytes(Encoding.DER)
 
 
 class Agent:

@@ -27,10 +27,10 @@ from control.handshake.verdicts import Verdict, validity
 from control.handshake.verify import subject_of, verify_chain
 from control.rpc import RpcClient
 from control.trustchain import messages
-from control.trustchain.agent import make_csr
 from control.trustchain.bundle import decode_bundle
 from control.trustchain.errors import BadRequest, TokenRefused, TrustError
 from control.trustchain.home import Home, HomeConfig
+from control.trustchain.requests import make_csr
 from control.trustchain.roles import Role, roles_of
 from control.trustchain.verifier import TrustVerifier
 from dataplane import Config, Datapath

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from control import transfer
+from control.rpc import write_frame
 from control.transfer import (
     FileHeader,
     Receipt,
@@ -43,7 +43,7 @@ def receiving(
 
         task = asyncio.ensure_future(receiver())
         ours = await pair.client.open_stream()
-        transfer.write_frame(ours, header)
+        write_frame(ours, header)
         ours.write(body)
         ours.write_eof()
         receipt = await read_frame(ours, Receipt)

@@ -29,7 +29,6 @@ from control.ctlog.service import StoqCarrier
 from control.ctlog.structs import leaf_bytes
 from control.rpc import RpcClient
 from control.trustchain import messages
-from control.trustchain.agent import make_csr as renewal_csr
 from control.trustchain.bundle import decode_bundle
 from control.trustchain.profiles import Names
 from control.trustchain.requests import make_csr
@@ -95,7 +94,7 @@ class Load:
 
     async def renew(self) -> None:
         node = self._random.choice(self._nodes)
-        body = messages.RenewBody(renewal_csr(new_key(), "node"))
+        body = messages.RenewBody(make_csr(new_key(), "node"))
         self._checked(await node.call(messages.RENEW, body, messages.ChainAnswer))
 
     async def show(self) -> None:
